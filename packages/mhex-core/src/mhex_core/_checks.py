@@ -1,0 +1,116 @@
+"""Argument checks shared by the public functions: each error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T", bound=str)
+
+
+def tensor(name: str, value: object, *, ndim: int | tuple[int, ...], floating: bool = True) -> Tensor:
+    """Return `value` if it is a tensor of the wanted rank, raise otherwise."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    ranks = (ndim,) if isinstance(ndim, int) else ndim
+    if value.ndim not in ranks:
+        wanted = " or ".join(str(rank) for rank in ranks)
+        raise ValueError(f"{name} must have {wanted} dimensions, got shape {tuple(value.shape)}")
+    if floating and not value.is_floating_point():
+        raise TypeError(f"{name} must be of a floating-point dtype, got {value.dtype}")
+    return value
+
+
+def tensors(name: str, value: object, *, ndim: int | tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Return `value` as a tuple if it is a non-empty sequence of tensors, one per layer."""
+    if isinstance(value, Tensor) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a sequence of tensors, one per layer, got {type(value).__name__}")
+    if not value:
+        raise ValueError(f"{name} must hold at least one layer, got an empty sequence")
+    return tuple(tensor(f"{name}[{index}]", item, ndim=ndim) for index, item in enumerate(value))
+
+
+def number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return `value` as a float if it is a finite real number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    result = float(value)
+    if not math.isfinite(result) or not low <= result <= high:
+        if low == -math.inf and high == math.inf:
+            wanted = "finite"
+        elif high == math.inf:
+            wanted = f"at least {low:g}"
+        else:
+            wanted = f"in [{low:g}, {high:g}]"
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    return result
+
+
+def numbers(name: str, value: object, *, low: float = -math.inf) -> tuple[float, ...]:
+    """Return `value` (a sequence or a 1-D tensor) as a tuple of finite floats."""
+    if isinstance(value, Tensor):
+        value = tensor(name, value, ndim=1, floating=False).tolist()
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a sequence of numbers, got {type(value).__name__}")
+    return tuple(number(f"{name}[{index}]", item, low=low) for index, item in enumerate(value))
+
+
+def positive_int(name: str, value: object) -> int:
+    """Return `value` if it is an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def flag(name: str, value: object) -> bool:
+    """Return `value` if it is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return value
+
+
+def choice(name: str, value: T, options: Sequence[str]) -> T:
+    """Return `value` if it is one of `options`."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {type(value).__name__}")
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+    return value
+
+
+def size_2d(name: str, value: object) -> tuple[int, int]:
+    """Return `value` as (H, W); one int stands for a square."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = (value, value)
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be an int or a pair (H, W), got {type(value).__name__}")
+    if len(value) != 2:
+        raise ValueError(f"{name} must be an int or a pair (H, W), got {tuple(value)!r}")
+    return positive_int(f"{name}[0]", value[0]), positive_int(f"{name}[1]", value[1])
+
+
+def class_indices(name: str, value: object, *, batch: int, num_classes: int, device: torch.device) -> Tensor:
+    """Return class indices as an int64 tensor (B,) or (B, n) on `device`; one int stands for the whole batch."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value < num_classes:
+            raise ValueError(f"{name} must lie in [0, {num_classes - 1}], got {value}")
+        value = torch.full((batch,), value, dtype=torch.int64, device=device)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be an int, an integer tensor or 'all', got {type(value).__name__}")
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be of an integer dtype, got {value.dtype}")
+    if value.ndim not in (1, 2) or value.shape[0] != batch or 0 in value.shape[1:]:
+        raise ValueError(f"{name} must have shape ({batch},) or ({batch}, n), n >= 1, got {tuple(value.shape)}")
+    # An index out of range would be a device-side assertion on an accelerator, which ends the process's use of it.
+    if value.numel() and not (int(value.min()) >= 0 and int(value.max()) < num_classes):
+        raise ValueError(
+            f"{name} must lie in [0, {num_classes - 1}], got values from {int(value.min())} to {int(value.max())}"
+        )
+    return value.to(device=device, dtype=torch.int64)

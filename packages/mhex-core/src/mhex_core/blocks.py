@@ -1,0 +1,124 @@
+"""One MHEX block: an attention gate and a deep-supervision head that share their first matrix.
+
+Letters: B batch, C channels, K classes, T tokens, `*` any spatial sizes.
+Source: Sun and Liò, "Multi-Head Explainer" (arXiv 2501.01311), the method's block equations.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mhex_core import _checks
+from mhex_core.matrix import compute_dtype, equivalent_matrix
+
+Activation = Literal["sum", "shortcut"]
+
+
+class BlockOutput(NamedTuple):
+    """What a block hands out besides the gated shortcut.
+
+    Attributes:
+        hidden: (B, C), h = z W1^T, before the sigmoid of the gate.
+        logits: (B, K), the supervision head's logits h W2^T.
+        activation: what saliency reads, in the layout of the inputs and before the backbone's own activation function.
+    """
+
+    hidden: Tensor
+    logits: Tensor
+    activation: Tensor
+
+
+class MHEXBlock(nn.Module):
+    """Attention gate and supervision head on one residual connection.
+
+    Tensors of rank 3 are token sequences (B, T, C); tensors of any other rank are channels-first (B, C, *).
+
+    Args:
+        channels: C, the width of the residual connection.
+        num_classes: K.
+        gate: Whether the shortcut is multiplied by sigmoid(h). Without it (g = 1) the block only watches, and the
+            network computes what it computed before.
+        activation: What saliency reads: "sum" is branch + gated shortcut, "shortcut" the gated shortcut alone.
+
+    Attributes:
+        gate: W1, a bias-free (C, C) `nn.Linear`, used by the gate and by the head.
+        head: W2, a bias-free (K, C) `nn.Linear`.
+    """
+
+    def __init__(self, channels: int, num_classes: int, *, gate: bool = True, activation: Activation = "sum") -> None:
+        super().__init__()
+        self.channels = _checks.positive_int("channels", channels)
+        self.num_classes = _checks.positive_int("num_classes", num_classes)
+        self.gated = _checks.flag("gate", gate)
+        self.activation: Activation = _checks.choice("activation", activation, ("sum", "shortcut"))
+        self.gate = nn.Linear(channels, channels, bias=False)
+        self.head = nn.Linear(channels, num_classes, bias=False)
+
+    def forward(self, shortcut: Tensor, branch: Tensor, mask: Tensor | None = None) -> tuple[Tensor, BlockOutput]:
+        """Gate the shortcut and read the head.
+
+        Args:
+            shortcut: x, (B, C, *) or (B, T, C), after the projection if the connection has one.
+            branch: r, of the same shape, the residual branch before the addition.
+            mask: (B, *) or (B, T), true (or 1) where a position is real. Others take no part in the averages.
+
+        Returns:
+            The gated shortcut (the shortcut itself when `gate=False`), and a `BlockOutput`.
+
+        Raises:
+            ValueError: The shapes do not fit each other or the block.
+        """
+        self._check(shortcut, branch, mask)
+        pooled = torch.relu(_mean_over_positions(shortcut, mask) + _mean_over_positions(branch, mask))
+        hidden = self.gate(pooled)
+        gated = shortcut * _as_positions(torch.sigmoid(hidden), shortcut) if self.gated else shortcut
+        activation = branch + gated if self.activation == "sum" else gated
+        return gated, BlockOutput(hidden, self.head(hidden), activation)
+
+    def equivalent_matrix(self) -> Tensor:
+        """M = W2 W1, (K, C): what one unit of pooled channel k adds to the logit of class c."""
+        return equivalent_matrix(self.gate.weight, self.head.weight)
+
+    def extra_repr(self) -> str:
+        """Show what the two matrices do not."""
+        return f"gated={self.gated}, activation={self.activation!r}"
+
+    def _check(self, shortcut: Tensor, branch: Tensor, mask: Tensor | None) -> None:
+        if shortcut.shape != branch.shape:
+            raise ValueError(
+                f"branch must have the shortcut's shape {tuple(shortcut.shape)}, got {tuple(branch.shape)}"
+            )
+        tokens = shortcut.ndim == 3
+        channels = shortcut.shape[-1 if tokens else 1] if shortcut.ndim >= 2 else -1
+        if channels != self.channels:
+            layout = f"(B, T, {self.channels})" if tokens else f"(B, {self.channels}, *)"
+            raise ValueError(f"shortcut must have shape {layout}, got {tuple(shortcut.shape)}")
+        positions = shortcut.shape[:-1] if tokens else (shortcut.shape[0], *shortcut.shape[2:])
+        if mask is not None and mask.shape != positions:
+            raise ValueError(f"mask must have shape {tuple(positions)}, got {tuple(mask.shape)}")
+
+
+def _mean_over_positions(features: Tensor, mask: Tensor | None) -> Tensor:
+    """GAP over real positions: (B, C)."""
+    tokens = features.ndim == 3
+    if features.ndim == 2:
+        return features
+    if mask is None:
+        return features.mean(dim=1) if tokens else features.flatten(2).mean(dim=2)
+    by_position = features if tokens else features.flatten(2).transpose(1, 2)
+    real = mask.reshape(mask.shape[0], -1, 1).to(torch.bool)
+    # `where`, not a product: a padded position may hold anything, NaN included, and must not be felt.
+    kept = torch.where(real, by_position, torch.zeros((), dtype=features.dtype, device=features.device))
+    # The sum of many half-precision values may be infinite where their mean is not.
+    dtype = compute_dtype(features.dtype)
+    return (kept.sum(dim=1, dtype=dtype) / real.sum(dim=1).clamp(min=1).to(dtype)).to(features.dtype)
+
+
+def _as_positions(values: Tensor, like: Tensor) -> Tensor:
+    """View (B, C) so that it multiplies `like` channel by channel."""
+    if like.ndim == 3:
+        return values.unsqueeze(1)
+    return values.reshape(*values.shape, *(1,) * (like.ndim - 2))

@@ -1,0 +1,274 @@
+"""Saliency maps and token scores from activations and equivalent matrices.
+
+Letters: B batch, n targets per sample, K classes, L layers, C_l channels, h_l x w_l layer size, H x W output size,
+T tokens.
+Source: Sun and Liò, "Multi-Head Explainer" (arXiv 2501.01311), saliency equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mhex_core import _checks, native, reference
+from mhex_core.options import SaliencyOptions, Sharpness
+
+Target = int | Tensor | Literal["all"]
+
+
+class SignedMaps(NamedTuple):
+    """Per-layer evidence before beta, the layer weights and the min-max; everything after is linear in those.
+
+    Attributes:
+        positive: L tensors (B, h_l, w_l) for one target per sample, else (B, n, h_l, w_l); (.., T) for tokens.
+        negative: The same for negative evidence; values carry their sign.
+    """
+
+    positive: tuple[Tensor, ...]
+    negative: tuple[Tensor, ...]
+
+
+def saliency_maps(
+    activations: Sequence[Tensor],
+    matrices: Sequence[Tensor],
+    target: Target,
+    *,
+    size: int | tuple[int, int],
+    beta: float = 0.0,
+    tau_pos: float | None = None,
+    tau_neg: float = 0.1,
+    sharpness: Sharpness = "hard",
+    exponent: float = 1.0,
+    layer_weights: Sequence[float] | Tensor | None = None,
+    decay: float = 0.9,
+    normalize: bool = True,
+    backend: native.Backend = "auto",
+) -> Tensor:
+    """Class-specific saliency maps of a batch.
+
+    cam = sum_l lambda_l resize(sum_k w^l_{c,k} A_l(k, .)), then (cam - min) / (max - min) for each map.
+
+    Args:
+        activations: A_l, L tensors (B, C_l, h_l, w_l), shallow to deep.
+        matrices: M_l, L tensors (K, C_l).
+        target: Class indices: (B,), (B, n), one int for the whole batch, or "all".
+        size: (H, W) of the maps in pixels, or one int for a square.
+        beta: How much negative evidence counts, in [0, 1].
+        tau_pos: Smallest positive sharpness that is kept; None means 1/K + 0.1 (0 for K = 1).
+        tau_neg: Smallest negative sharpness that is kept.
+        sharpness: "hard" or "soft", see `adjusted_weights`.
+        exponent: The power of a soft sharpness.
+        layer_weights: lambda_l, L numbers; None means decay^(L - l).
+        decay: See `layer_weights`.
+        normalize: Whether each map is brought to [0, 1]; a constant map gives zeros.
+        backend: "auto", "reference" or "native".
+
+    Returns:
+        (B, H, W) for one target per sample, else (B, n, H, W), n = K for "all". float64 for float64 activations,
+        float32 for all narrower ones.
+
+    Raises:
+        TypeError: An argument is of another type than stated.
+        ValueError: An argument's shape or value does not fit the others.
+    """
+    options = SaliencyOptions(
+        beta=beta,
+        tau_pos=tau_pos,
+        tau_neg=tau_neg,
+        sharpness=sharpness,
+        exponent=exponent,
+        layer_weights=layer_weights,
+        decay=decay,
+        normalize=normalize,
+    )
+    native.resolve(backend)
+    maps = signed_maps(activations, matrices, target, options=options)
+    return combine_maps(maps, size=size, options=options)
+
+
+def signed_maps(
+    activations: Sequence[Tensor],
+    matrices: Sequence[Tensor],
+    target: Target,
+    *,
+    options: SaliencyOptions | None = None,
+) -> SignedMaps:
+    """The layers' positive and negative evidence, kept apart and at the layers' own resolution.
+
+    Args:
+        activations: A_l, L tensors (B, C_l, h_l, w_l).
+        matrices: M_l, L tensors (K, C_l).
+        target: As in `saliency_maps`.
+        options: Only the sharpness rule is read.
+
+    Returns:
+        `SignedMaps`, which `combine_maps` turns into saliency for any beta and layer weights.
+    """
+    options = _check_options(options)
+    layers, matrices = _check_layers(activations, matrices, ndim=4)
+    targets, single = _check_target(target, layers[0], matrices[0].shape[0])
+    return _squeeze(reference.signed_maps(layers, matrices, targets, options), single=single)
+
+
+def combine_maps(maps: SignedMaps, *, size: int | tuple[int, int], options: SaliencyOptions | None = None) -> Tensor:
+    """Add up layers: the second half of `saliency_maps`, cheap enough to repeat for every beta.
+
+    Args:
+        maps: From `signed_maps`.
+        size: (H, W) in pixels, or one int for a square.
+        options: beta, the layer weights and `normalize` are read.
+
+    Returns:
+        (B, H, W) or (B, n, H, W), as the maps have it.
+    """
+    options = _check_options(options)
+    if not isinstance(maps, SignedMaps):
+        raise TypeError(f"maps must be SignedMaps, got {type(maps).__name__}")
+    for name, part in maps._asdict().items():
+        _checks.tensors(f"maps.{name}", part, ndim=(3, 4))
+    if [layer.shape for layer in maps.positive] != [layer.shape for layer in maps.negative]:
+        raise ValueError("maps.negative must have the shapes of maps.positive, layer by layer")
+    height_width = _checks.size_2d("size", size)
+    single = maps.positive[0].ndim == 3
+    positive, negative = ([layer.unsqueeze(1) if single else layer for layer in part] for part in maps)
+    weights = options.weights_of(len(positive))
+    saliency = reference.aggregate(positive, negative, beta=options.beta, layer_weights=weights, size=height_width)
+    if options.normalize:
+        size_of_terms = reference.magnitude(positive, negative, beta=options.beta, layer_weights=weights)
+        saliency = reference.min_max(saliency, size_of_terms)
+    return saliency.squeeze(1) if single else saliency
+
+
+def token_saliency(
+    activations: Sequence[Tensor],
+    matrices: Sequence[Tensor],
+    target: Target,
+    *,
+    mask: Tensor | None = None,
+    layers: int | Sequence[int] | Literal["all"] = 3,
+    beta: float = 0.0,
+    tau_pos: float | None = None,
+    tau_neg: float = 0.1,
+    sharpness: Sharpness = "hard",
+    exponent: float = 1.0,
+    layer_weights: Sequence[float] | Tensor | None = None,
+    decay: float = 1.0,
+    backend: native.Backend = "auto",
+) -> Tensor:
+    """Score per token: score(t) = sum_l lambda_l sum_k w^l_{c,k} A_l(t, k).
+
+    Args:
+        activations: A_l, L tensors (B, T, C_l), shallow to deep.
+        matrices: M_l, L tensors (K, C_l).
+        target: As in `saliency_maps`.
+        mask: (B, T), true (or 1) for the tokens that carry a score; padding and special tokens are false and get 0.
+        layers: How many of the first layers are added up (later ones over-smooth), or their indices, or "all".
+        beta: As in `saliency_maps`.
+        tau_pos: As in `saliency_maps`.
+        tau_neg: As in `saliency_maps`.
+        sharpness: As in `saliency_maps`.
+        exponent: As in `saliency_maps`.
+        layer_weights: One number for each layer that is added up.
+        decay: As in `saliency_maps`, but 1 unless given: the first layers count alike.
+        backend: "auto", "reference" or "native".
+
+    Returns:
+        (B, T) for one target per sample, else (B, n, T): signed scores in the units of the heads' logits.
+
+    Raises:
+        TypeError: An argument is of another type than stated.
+        ValueError: An argument's shape or value does not fit the others.
+    """
+    options = SaliencyOptions(
+        beta=beta,
+        tau_pos=tau_pos,
+        tau_neg=tau_neg,
+        sharpness=sharpness,
+        exponent=exponent,
+        layer_weights=layer_weights,
+        decay=decay,
+        normalize=False,
+    )
+    native.resolve(backend)
+    checked, checked_matrices = _check_layers(activations, matrices, ndim=3)
+    chosen = _check_chosen(layers, len(checked))
+    targets, single = _check_target(target, checked[0], checked_matrices[0].shape[0])
+    batch, tokens = checked[0].shape[:2]
+    if any(layer.shape[1] != tokens for layer in checked):
+        raise ValueError(f"activations must all have T = {tokens}, got {[layer.shape[1] for layer in checked]}")
+    positive, negative = reference.signed_maps(
+        [checked[index] for index in chosen], [checked_matrices[index] for index in chosen], targets, options
+    )
+    scores = reference.aggregate(
+        positive, negative, beta=options.beta, layer_weights=options.weights_of(len(chosen)), size=None
+    )
+    if mask is not None:
+        mask = _checks.tensor("mask", mask, ndim=2, floating=False)
+        if mask.shape != (batch, tokens):
+            raise ValueError(f"mask must have shape ({batch}, {tokens}), got {tuple(mask.shape)}")
+        scores = scores.masked_fill(~mask.to(device=scores.device, dtype=torch.bool).unsqueeze(1), 0.0)
+    return scores.squeeze(1) if single else scores
+
+
+def _check_layers(
+    activations: Sequence[Tensor], matrices: Sequence[Tensor], *, ndim: int
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    layers = _checks.tensors("activations", activations, ndim=ndim)
+    checked = _checks.tensors("matrices", matrices, ndim=2)
+    if len(layers) != len(checked):
+        raise ValueError(f"matrices must hold one matrix per activation ({len(layers)}), got {len(checked)}")
+    batch, num_classes = layers[0].shape[0], checked[0].shape[0]
+    for index, (layer, matrix) in enumerate(zip(layers, checked, strict=True)):
+        channels = layer.shape[1 if ndim == 4 else 2]
+        if matrix.shape != (num_classes, channels):
+            raise ValueError(
+                f"matrices[{index}] must have shape ({num_classes}, {channels}) to fit activations[{index}], "
+                f"got {tuple(matrix.shape)}"
+            )
+        if layer.shape[0] != batch:
+            raise ValueError(f"activations[{index}] must have a batch of {batch}, got {layer.shape[0]}")
+        if ndim == 4 and 0 in layer.shape[2:]:
+            raise ValueError(f"activations[{index}] must have at least one position, got {tuple(layer.shape)}")
+    return layers, checked
+
+
+def _check_options(options: SaliencyOptions | None) -> SaliencyOptions:
+    if options is None:
+        return SaliencyOptions()
+    if not isinstance(options, SaliencyOptions):
+        raise TypeError(f"options must be SaliencyOptions, got {type(options).__name__}")
+    return options
+
+
+def _check_target(target: Target, like: Tensor, num_classes: int) -> tuple[Tensor | None, bool]:
+    """Return targets (B, n) or None for all, and whether there is one target per sample and no target axis."""
+    if isinstance(target, str):
+        _checks.choice("target", target, ("all",))
+        return None, False
+    indices = _checks.class_indices("target", target, batch=like.shape[0], num_classes=num_classes, device=like.device)
+    return (indices.unsqueeze(1), True) if indices.ndim == 1 else (indices, False)
+
+
+def _check_chosen(layers: int | Sequence[int] | Literal["all"], available: int) -> list[int]:
+    if isinstance(layers, str):
+        _checks.choice("layers", layers, ("all",))
+        return list(range(available))
+    if isinstance(layers, int):
+        return list(range(min(_checks.positive_int("layers", layers), available)))
+    if not isinstance(layers, Sequence) or not all(
+        isinstance(index, int) and not isinstance(index, bool) for index in layers
+    ):
+        raise TypeError(f"layers must be an int, a sequence of ints or 'all', got {layers!r}")
+    chosen = list(layers)
+    if not chosen or not all(-available <= index < available for index in chosen):
+        raise ValueError(f"layers must name layers in [0, {available - 1}], got {chosen}")
+    return [index % available for index in chosen]
+
+
+def _squeeze(maps: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], *, single: bool) -> SignedMaps:
+    if not single:
+        return SignedMaps(*maps)
+    return SignedMaps(*(tuple(layer.squeeze(1) for layer in part) for part in maps))

@@ -1,0 +1,90 @@
+"""Building backbones by name, and giving one another number of classes."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mhex_vision.surgery import TracedNetwork
+
+TIMM_PREFIX = "timm/"
+
+
+def build(name: str, num_classes: int, *, weights: str | None = None) -> nn.Module:
+    """Build a network by name.
+
+    Args:
+        name: A torchvision name such as "resnet18", or "timm/" and a timm name.
+        num_classes: K, for a network without pretrained weights; pretrained ones keep the number they were trained on.
+        weights: None, or "DEFAULT" or another name torchvision knows; for timm any name of a pretrained tag, or
+            "DEFAULT". Fetched by the library in question on first use.
+
+    Raises:
+        ValueError: No such network, or no such weights.
+        ImportError: timm is not installed.
+        OSError: The weights could not be fetched.
+    """
+    if name.startswith(TIMM_PREFIX):
+        return _build_timm(name.removeprefix(TIMM_PREFIX), num_classes, weights=weights)
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        close = ", ".join(known_name for known_name in known if known_name.startswith(name[:4])) or "resnet18, resnet50"
+        raise ValueError(
+            f"backbone must be a torchvision classification network or 'timm/NAME', got {name!r}; close: {close}"
+        )
+    if weights is None:
+        return models.get_model(name, weights=None, num_classes=num_classes)
+    try:
+        chosen = models.get_model_weights(name)[weights] if weights != "DEFAULT" else "DEFAULT"
+    except KeyError as error:
+        offered = ", ".join(models.get_model_weights(name).__members__)
+        raise ValueError(f"weights must be one of {offered} for {name!r}, got {weights!r}") from error
+    try:
+        return models.get_model(name, weights=chosen)
+    except OSError as error:
+        raise OSError(f"the weights {weights!r} of {name!r} could not be fetched: {error}") from error
+
+
+def _build_timm(name: str, num_classes: int, *, weights: str | None) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("backbone 'timm/...' needs timm: pip install \"mhex-vision[timm]\"") from error
+    if not timm.is_model(name.partition(".")[0]):
+        raise ValueError(f"backbone must name a timm network after 'timm/', got {name!r}; timm.list_models() has them")
+    tagged = name if weights in (None, "DEFAULT") else f"{name.partition('.')[0]}.{weights}"
+    try:
+        network: nn.Module = timm.create_model(
+            tagged, pretrained=weights is not None, **({} if weights is not None else {"num_classes": num_classes})
+        )
+    except RuntimeError as error:
+        raise ValueError(f"weights of {name!r} cannot be used: {error}") from error
+    except OSError as error:
+        raise OSError(f"the weights of {name!r} could not be fetched: {error}") from error
+    return network
+
+
+def set_num_classes(backbone: nn.Module, traced: TracedNetwork, num_classes: int) -> bool:
+    """Give a network's last layer `num_classes` outputs; say whether it had to be replaced.
+
+    Raises:
+        ValueError: The network's output is not (B, K) or does not come from an `nn.Linear`.
+    """
+    if traced.output_shape is None or len(traced.output_shape) != 2:
+        raise ValueError(
+            f"classifier='keep' needs a backbone that returns one (B, K) tensor, and this one returns "
+            f"{traced.output_shape or 'something else'}; use classifier='drop'"
+        )
+    if traced.output_shape[1] == num_classes:
+        return False
+    last = backbone.get_submodule(traced.last_layer) if traced.last_layer is not None else None
+    if not isinstance(last, nn.Linear) or last.out_features != traced.output_shape[1] or traced.last_layer is None:
+        raise ValueError(
+            f"classifier='keep' needs a backbone with num_classes = {num_classes} outputs or whose last layer is an "
+            f"nn.Linear; this one has {traced.output_shape[1]} outputs and ends in {type(last).__name__}"
+        )
+    parent, _, child = traced.last_layer.rpartition(".")
+    fresh = nn.Linear(last.in_features, num_classes, bias=last.bias is not None)
+    setattr(backbone.get_submodule(parent), child, fresh.to(device=last.weight.device, dtype=last.weight.dtype))
+    return True

@@ -1,0 +1,391 @@
+"""A residual network with MHEX blocks on its connections.
+
+Letters: B batch, K classes, L blocks, C_l channels, h_l x w_l size of block l's feature maps, H x W image size,
+n targets per sample.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from huggingface_hub import ModelHubMixin
+from mhex_core import (
+    BlockOutput,
+    DeepSupervisionLoss,
+    MHEXBlock,
+    SaliencyOptions,
+    collaboration,
+    combine_maps,
+    signed_maps,
+)
+from torch import Tensor, fx, nn
+
+from mhex_vision import backbones, checkpoint, surgery
+from mhex_vision.config import Classifier, MHEXConfig, Objective
+from mhex_vision.deployment import DeployedClassifier
+from mhex_vision.explanation import Explanation
+from mhex_vision.surgery import Placement
+
+Target = int | Tensor | Literal["all"] | None
+
+
+class ClassifierOutput(NamedTuple):
+    """What one forward pass gives.
+
+    Attributes:
+        logits: (B, K), the prediction.
+        head_logits: L tensors (B, K), shallow to deep.
+        activations: L tensors (B, C_l, h_l, w_l), what saliency reads.
+    """
+
+    logits: Tensor
+    head_logits: tuple[Tensor, ...]
+    activations: tuple[Tensor, ...]
+
+
+class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=["mhex", "explainability"]):
+    """A classifier that carries its own explanation. Build one with `from_backbone` or `from_pretrained`.
+
+    Args:
+        config: The settings.
+        backbone: The network; it becomes part of the classifier and is changed in place, so hand over a copy.
+        image_size: Side of the images the network is probed with once.
+
+    Attributes:
+        config: The settings, frozen.
+        backbone: The network the blocks were attached to.
+        blocks: L `MHEXBlock`s, shallow to deep.
+        layer_names: Where they sit, such as "layer1.0".
+    """
+
+    def __init__(self, config: MHEXConfig, backbone: nn.Module, *, image_size: int = 224) -> None:
+        super().__init__()
+        traced = surgery.trace(backbone, image_size=image_size)
+        keep = config.classifier == "keep"
+        if keep and backbones.set_num_classes(backbone, traced, config.num_classes):
+            if config.freeze_backbone and not config.gate:
+                raise ValueError(
+                    f"num_classes is {config.num_classes}, and the backbone to be frozen has another number of outputs; "
+                    "a frozen classifier keeps its classes"
+                )
+            traced = surgery.trace(backbone, image_size=image_size)
+        self._additions = surgery.choose(traced.additions, config.at, with_last=not keep)
+        surgery.forbid_in_place(backbone)
+        self.config = config
+        self.backbone = backbone
+        self._compile(traced.evaluation, traced.training)
+        like = next(backbone.parameters())
+        self.blocks = nn.ModuleList(
+            MHEXBlock(addition.channels, config.num_classes, gate=config.gate, activation=config.activation).to(
+                device=like.device, dtype=like.dtype
+            )
+            for addition in self._additions
+        )
+        self.layer_names = tuple(addition.name for addition in self._additions)
+        if config.freeze_backbone:
+            backbone.requires_grad_(requires_grad=False)
+        self.train()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_module: str | nn.Module,
+        num_classes: int,
+        *,
+        weights: str | None = None,
+        at: Placement = "all",
+        gate: bool = True,
+        freeze_backbone: bool = False,
+        classifier: Classifier = "drop",
+        objective: Objective = "layerwise",
+        decay: float = 0.8,
+        activation: Literal["sum", "shortcut"] = "sum",
+        multi_label: bool = False,
+        image_size: int = 224,
+    ) -> Self:
+        """Attach blocks to a residual network.
+
+        Args:
+            name_or_module: A torchvision name, "timm/" and a timm name, or a network of your own, which is copied and
+                stays as it is.
+            num_classes: K.
+            weights: Pretrained weights to start from (with a name only): "DEFAULT" or a name the library knows.
+            at: Which residual additions get a block: "all"; "downsample", those that change channels or resolution (the
+                paper's recommended bottlenecks); "stage", the last one at each resolution. Without a classifier of its
+                own the network predicts from its last addition, which then always has a block.
+            gate: Whether shortcuts are gated. Without, blocks watch and change nothing.
+            freeze_backbone: Whether the backbone's weights and statistics stay as they are in training.
+            classifier: "drop" the network's own classifier (the last head predicts) or "keep" it (it predicts).
+            objective: "layerwise" or "joint", see `mhex_core.DeepSupervisionLoss`.
+            decay: Of the joint objective.
+            activation: What saliency reads, the "sum" or the gated "shortcut".
+            multi_label: Whether classes are independent of each other.
+            image_size: Side of the images the network is probed with; for networks that insist on one size.
+
+        Returns:
+            The classifier, in training mode. With `freeze_backbone=True, gate=False, classifier="keep"` its logits are
+            those of the backbone, bit for bit.
+
+        Raises:
+            ValueError: The network has no residual addition, cannot be traced, or does not fit the options.
+        """
+        if isinstance(name_or_module, str):
+            backbone = backbones.build(name_or_module, num_classes, weights=weights)
+        elif isinstance(name_or_module, nn.Module):
+            if weights is not None:
+                raise ValueError("weights belong to a backbone given by name; load your module's weights yourself")
+            backbone = copy.deepcopy(name_or_module)
+        else:
+            raise TypeError(f"name_or_module must be a name or an nn.Module, got {type(name_or_module).__name__}")
+        config = MHEXConfig(
+            backbone=name_or_module if isinstance(name_or_module, str) else None,
+            num_classes=num_classes,
+            at=at,
+            gate=gate,
+            freeze_backbone=freeze_backbone,
+            classifier=classifier,
+            objective=objective,
+            decay=decay,
+            activation=activation,
+            multi_label=multi_label,
+        )
+        return cls(config, backbone, image_size=image_size)
+
+    def forward(self, images: Tensor) -> ClassifierOutput:
+        """Classify.
+
+        Args:
+            images: (B, 3, H, W), normalised as the backbone expects.
+        """
+        own, blocks = self._run(images)
+        heads = tuple(block.logits for block in blocks)
+        return ClassifierOutput(self._predict(own, heads), heads, tuple(block.activation for block in blocks))
+
+    def loss(self, *, head_weights: tuple[float, ...] | None = None, label_smoothing: float = 0.0) -> DeepSupervisionLoss:
+        """The training loss of this classifier's objective, to be applied to `supervised_logits`."""
+        return DeepSupervisionLoss(
+            self.config.objective,
+            self.config.decay,
+            head_weights,
+            label_smoothing=label_smoothing,
+            multi_label=self.config.multi_label,
+        )
+
+    def supervised_logits(self, output: ClassifierOutput) -> tuple[Tensor, ...]:
+        """The logits that training supervises: every head, and a kept classifier as one more; or the joint sum."""
+        if self.config.objective == "joint":
+            return (output.logits,)
+        return (*output.head_logits, output.logits) if self.config.classifier == "keep" else output.head_logits
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Softmax, or sigmoid where classes are independent: (B, K)."""
+        return logits.sigmoid() if self.config.multi_label else logits.softmax(dim=-1)
+
+    def equivalent_matrices(self) -> tuple[Tensor, ...]:
+        """M_l = W2 W1 of each block: L tensors (K, C_l)."""
+        return tuple(block.equivalent_matrix() for block in self._mhex_blocks())
+
+    def explain(
+        self,
+        images: Tensor,
+        target: Target = None,
+        *,
+        size: int | tuple[int, int] | None = None,
+        keep_images: bool = True,
+        **options: Any,
+    ) -> Explanation:
+        """Predict, and show the evidence: one forward pass, no gradients.
+
+        The network is in evaluation mode for the call, and in its own mode again afterwards.
+
+        Args:
+            images: (B, 3, H, W), normalised as in training.
+            target: The classes to explain: None for the predicted ones, one int, (B,), (B, n) or "all".
+            size: (H, W) of the maps; None means the images' own.
+            keep_images: Whether the explanation carries the images, for `overlay` and `plot`.
+            **options: The fields of `mhex_core.SaliencyOptions`: beta, tau_pos, tau_neg, sharpness, exponent,
+                layer_weights, decay, normalize.
+
+        Raises:
+            TypeError: An argument is of another type, or an option is unknown.
+            ValueError: An argument's shape or value does not fit.
+        """
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(f"images must be a normalised floating-point tensor (B, 3, H, W), got {kind}")
+        if images.ndim != 4:
+            raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
+        chosen = SaliencyOptions(**options)
+        with torch.no_grad(), _in_evaluation_mode(self):
+            output = self(images)
+            probabilities = self.probabilities(output.logits.float())
+            wanted = probabilities.argmax(dim=1) if target is None else target
+            maps = signed_maps(output.activations, self.equivalent_matrices(), wanted, options=chosen)
+            height_width = tuple(images.shape[-2:]) if size is None else size
+            saliency = combine_maps(maps, size=height_width, options=chosen)
+        return Explanation(
+            saliency=saliency,
+            target=self._target_tensor(wanted, probabilities),
+            probabilities=probabilities,
+            head_logits=torch.stack(output.head_logits).float(),
+            positive=maps.positive,
+            negative=maps.negative,
+            options=chosen,
+            layer_names=self.layer_names,
+            class_names=self.config.class_names,
+            images=self._displayable(images) if keep_images else None,
+        )
+
+    def collaboration(self, images: Tensor, target: Tensor | None = None) -> Tensor:
+        """Whether gate and supervision of each block agree, per sample: (B, L - 1), see `mhex_core.collaboration`.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            target: (B,) true classes, or (B, K) labels of a multi-label classifier; None means the prediction.
+        """
+        with torch.enable_grad(), _in_evaluation_mode(self):
+            own, blocks = self._run(images)
+            heads = [block.logits for block in blocks]
+            if target is None:
+                logits = self._predict(own, tuple(heads)).detach()
+                target = (logits > 0).to(logits.dtype) if self.config.multi_label else logits.argmax(dim=1)
+            return collaboration(
+                [block.hidden for block in blocks], heads, target, multi_label=self.config.multi_label
+            )
+
+    def strip_heads(self) -> DeployedClassifier:
+        """The network to deploy: (B, K) logits only, without what they do not need, the same to the bit.
+
+        Heads that only supervised go. Gates stay, and with them W1. With the joint objective every head is part of the
+        prediction and stays.
+        """
+        return DeployedClassifier.of(self)
+
+    def with_metadata(self, **changes: Any) -> Self:
+        """Set `class_names` or `preprocessing` in the configuration; returns the classifier itself."""
+        unknown = set(changes) - {"class_names", "preprocessing"}
+        if unknown:
+            raise ValueError(f"only class_names and preprocessing can be changed, got {', '.join(sorted(unknown))}")
+        self.config = replace(self.config, **changes)
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a frozen backbone stays in evaluation mode, so that its statistics stay too."""
+        super().train(mode)
+        if self.config.freeze_backbone:
+            self.backbone.eval()
+        return self
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the mixin's signature swallows what cannot be meant
+        cls,
+        path_or_repo: str | Path,
+        *,
+        backbone: nn.Module | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Load what `save_pretrained` wrote, in evaluation mode, on the CPU.
+
+        Args:
+            path_or_repo: A folder, or the name of a repository on the Hugging Face hub.
+            backbone: The network, for a classifier that was built from a module instead of a name.
+            revision: Of the repository.
+            token: For a private repository.
+            cache_dir: Where downloads are kept.
+            local_files_only: Whether downloading is forbidden.
+
+        Raises:
+            FileNotFoundError: There is no such folder, or a file is missing from it.
+            ValueError: A file is damaged, or not what it should be.
+        """
+        folder = checkpoint.locate(
+            path_or_repo, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        config = checkpoint.read_config(folder)
+        if backbone is None and config.backbone is None:
+            raise ValueError(f"{folder} was saved from a module of your own; pass the network as backbone=...")
+        if backbone is not None:
+            network = copy.deepcopy(backbone)
+        else:
+            network = backbones.build(str(config.backbone), config.num_classes)
+        model = cls(config, network)
+        checkpoint.load_weights(model, folder)
+        return model.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        checkpoint.write(self, save_directory)
+
+    @property
+    def evaluation_forward(self) -> surgery.CompiledForward:
+        """The compiled forward pass of evaluation mode, a function of (backbone, images, blocks)."""
+        return self._evaluate
+
+    def _mhex_blocks(self) -> Iterator[MHEXBlock]:
+        for block in self.blocks:
+            if not isinstance(block, MHEXBlock):
+                raise TypeError(f"blocks must hold MHEXBlock modules, got {type(block).__name__}")
+            yield block
+
+    def _compile(self, *graphs: fx.Graph) -> None:
+        keep = self.config.classifier == "keep"
+        compiled = [
+            surgery.compile_forward(self.backbone, graph, self._additions, keep_output=keep)
+            for graph in graphs
+        ]
+        (self._evaluate, used), (self._train, used_in_training) = compiled
+        if not keep:
+            surgery.drop_unused(self.backbone, used | used_in_training)
+
+    def _run(self, images: Tensor) -> tuple[Tensor | None, tuple[BlockOutput, ...]]:
+        forward = self._train if self.backbone.training else self._evaluate
+        own, outputs = forward(self.backbone, images, self.blocks)  # type: ignore[arg-type]  # ModuleList is indexable
+        return own, tuple(output for output in outputs if output is not None)
+
+    def _predict(self, own: Tensor | None, heads: tuple[Tensor, ...]) -> Tensor:
+        supervised = heads if own is None else (*heads, own)
+        return DeepSupervisionLoss(self.config.objective, self.config.decay).prediction(supervised)
+
+    def _displayable(self, images: Tensor) -> Tensor | None:
+        """The images as uint8, or None where it is not known how they were normalised."""
+        preprocessing = self.config.preprocessing
+        if preprocessing is None or images.shape[1] != 3:
+            return None
+        return preprocessing.denormalize(images)
+
+    def _target_tensor(self, target: int | Tensor | str, probabilities: Tensor) -> Tensor:
+        batch, classes = probabilities.shape
+        if isinstance(target, str):
+            return torch.arange(classes, device=probabilities.device).expand(batch, classes).contiguous()
+        if isinstance(target, int):
+            return torch.full((batch,), target, device=probabilities.device)
+        return target.to(device=probabilities.device, dtype=torch.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Generated functions cannot be copied or sent to another process; the backbone can be compiled again.
+        return {key: value for key, value in self.__dict__.items() if key not in ("_evaluate", "_train")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._compile(*surgery.trace_graphs(self.backbone))
+
+
+@contextmanager
+def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while. A model that is in it already is not touched, so threads may share one."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

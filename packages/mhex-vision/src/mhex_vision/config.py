@@ -1,0 +1,106 @@
+"""What a classifier was built from: enough, with the weights, to build it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from mhex_vision.data import Preprocessing
+from mhex_vision.surgery import Placement
+
+Classifier = Literal["drop", "keep"]
+Objective = Literal["layerwise", "joint"]
+Activation = Literal["sum", "shortcut"]
+
+FORMAT_VERSION = 1
+_CHOICES = {"at": Placement, "classifier": Classifier, "objective": Objective, "activation": Activation}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MHEXConfig:
+    """Settings of an `MHEXClassifier`.
+
+    Attributes:
+        backbone: A torchvision name ("resnet18"), a timm name with its prefix ("timm/resnet18"), or None for a module
+            that the user built.
+        num_classes: K.
+        at: Which residual additions carry a block: "all", "downsample" or "stage".
+        gate: Whether shortcuts are multiplied by their gate.
+        freeze_backbone: Whether the backbone's weights and statistics stay as they are in training.
+        classifier: Whether the backbone's own classifier goes ("drop") or stays and predicts ("keep").
+        objective: "layerwise": the last head (or the kept classifier) predicts. "joint": the decayed sum of all does.
+        decay: Of that sum.
+        activation: What saliency reads: the "sum" of a residual addition or its gated "shortcut".
+        multi_label: Whether classes are independent of each other (sigmoid instead of softmax).
+        class_names: K names, or empty.
+        preprocessing: How image files become network inputs, where it is known.
+    """
+
+    backbone: str | None
+    num_classes: int
+    at: Placement = "all"
+    gate: bool = True
+    freeze_backbone: bool = False
+    classifier: Classifier = "drop"
+    objective: Objective = "layerwise"
+    decay: float = 0.8
+    activation: Activation = "sum"
+    multi_label: bool = False
+    class_names: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if self.backbone is not None and not isinstance(self.backbone, str):
+            raise TypeError(f"backbone must be a name or None, got {type(self.backbone).__name__}")
+        if isinstance(self.num_classes, bool) or not isinstance(self.num_classes, int):
+            raise TypeError(f"num_classes must be an int, got {type(self.num_classes).__name__}")
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        for name in ("gate", "freeze_backbone", "multi_label"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+        for name, options in _CHOICES.items():
+            if getattr(self, name) not in get_args(options):
+                allowed = ", ".join(repr(option) for option in get_args(options))
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be a number in [0, 1], got {self.decay!r}")
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"class_names must hold {self.num_classes} names, got {len(self.class_names)}")
+
+    def to_json(self) -> str:
+        """The text of config.json."""
+        values = asdict(self)
+        values["preprocessing"] = None if self.preprocessing is None else self.preprocessing.to_dict()
+        return json.dumps({"mhex_vision_format": FORMAT_VERSION, **values}, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> MHEXConfig:
+        """Read the text of config.json.
+
+        Raises:
+            ValueError: It is not JSON, not such a configuration, or of a newer format.
+        """
+        try:
+            values: Any = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"not JSON ({error})") from error
+        if not isinstance(values, Mapping) or "mhex_vision_format" not in values:
+            raise ValueError("not the configuration of an MHEX classifier (no key 'mhex_vision_format')")
+        version = values["mhex_vision_format"]
+        if version != FORMAT_VERSION:
+            raise ValueError(f"format {version!r} is not {FORMAT_VERSION}, the one this version reads")
+        known = {entry.name for entry in fields(cls)}
+        unknown = sorted(set(values) - known - {"mhex_vision_format"})
+        if unknown:
+            raise ValueError(f"unknown keys {', '.join(unknown)}")
+        chosen = {name: value for name, value in values.items() if name in known}
+        try:
+            if chosen.get("preprocessing") is not None:
+                chosen["preprocessing"] = Preprocessing.from_dict(chosen["preprocessing"])
+            return cls(**chosen)
+        except TypeError as error:
+            raise ValueError(str(error)) from error

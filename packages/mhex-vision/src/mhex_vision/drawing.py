@@ -1,0 +1,87 @@
+"""Turning saliency into colours and figures. matplotlib is imported here and only when something is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLORMAP = "inferno"
+"""Monotone in lightness and readable with any kind of colour vision."""
+
+
+class Row(NamedTuple):
+    """One sample in a figure: its image (3, H, W) uint8, a title, named maps, and the map to lay over the image."""
+
+    image: Tensor
+    title: str
+    maps: Sequence[tuple[str, Tensor]]
+    overlay: Tensor
+
+
+def colorize(saliency: Tensor, *, colormap: str = COLORMAP) -> Tensor:
+    """Values in [0, 1] of shape (*, H, W) as float colours in [0, 1] of shape (*, 3, H, W)."""
+    import matplotlib as mpl
+
+    if colormap not in mpl.colormaps:
+        raise ValueError(f"colormap must be the name of a matplotlib colour map, got {colormap!r}")
+    colors = mpl.colormaps[colormap](saliency.detach().float().cpu().clamp(0, 1).numpy())[..., :3]
+    return torch.from_numpy(np.ascontiguousarray(colors)).float().movedim(-1, -3)
+
+
+def overlay(images: Tensor, saliency: Tensor, *, opacity: float = 0.6, colormap: str = COLORMAP) -> Tensor:
+    """Lay saliency over images.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        saliency: (B, H, W) or (B, n, H, W) in [0, 1].
+        opacity: Of the strongest saliency, in [0, 1].
+        colormap: A matplotlib colour map.
+
+    Returns:
+        uint8 (B, 3, H, W) or (B, n, 3, H, W), on the CPU.
+    """
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must be in [0, 1], got {opacity!r}")
+    below = images.detach().cpu().float() / 255
+    if saliency.ndim == 4:
+        below = below.unsqueeze(1)
+    cover = opacity * saliency.detach().cpu().float().clamp(0, 1).unsqueeze(-3)
+    mixed = below * (1 - cover) + colorize(saliency, colormap=colormap) * cover
+    return (mixed * 255).round().to(torch.uint8)
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Write a uint8 (3, H, W) image as a PNG."""
+    Image.fromarray(image.movedim(0, -1).contiguous().numpy()).save(path, format="PNG")
+
+
+def figure(rows: Sequence[Row], *, colormap: str = COLORMAP) -> Figure:
+    """Image, overlay and maps of each sample in one row. Not registered with pyplot: nothing to close."""
+    from matplotlib.figure import Figure
+
+    columns = 2 + max(len(row.maps) for row in rows)
+    fig = Figure(figsize=(1.35 * columns, 1.5 * len(rows) + 0.25), layout="constrained")
+    axes = fig.subplots(len(rows), columns, squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        for axis in line:
+            axis.set_axis_off()
+        picture = row.image.movedim(0, -1).cpu().numpy()
+        line[0].imshow(picture)
+        line[0].set_title(row.title, fontsize=7)
+        over = overlay(row.image.unsqueeze(0), row.overlay.unsqueeze(0), colormap=colormap)[0]
+        line[1].imshow(over.movedim(0, -1).numpy())
+        line[1].set_title("overlay", fontsize=7)
+        for axis, (name, saliency) in zip(line[2:], row.maps, strict=False):
+            axis.imshow(saliency.detach().float().cpu().numpy(), cmap=colormap, vmin=0, vmax=1)
+            axis.set_title(name, fontsize=7)
+    return fig
+

@@ -1,0 +1,360 @@
+"""Finding the residual additions of a network, and compiling a forward pass that hands them to MHEX blocks.
+
+Letters: B batch, C channels, H x W size of a feature map.
+
+A network is traced once with torch.fx. An addition counts as residual when both operands are feature maps that stem
+from one earlier node, and one way from there (the branch) passes more parametrised modules than the other (the
+shortcut). The traced graph is rewritten so that each chosen addition calls its block, and the rewritten graph becomes a
+plain function of (backbone, images, blocks): the backbone stays the module it was, and nothing is stored on it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from mhex_core import BlockOutput
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+Placement = Literal["all", "downsample", "stage"]
+Block = Callable[[Tensor, Tensor], tuple[Tensor, BlockOutput | None]]
+CompiledForward = Callable[[nn.Module, Tensor, Sequence[Block]], tuple[Any, tuple[BlockOutput | None, ...]]]
+
+ADDITIONS = {operator.add, torch.add, "add"}  # in-place forms have been rewritten to these
+LOOKED_FOR = (
+    "looked for `a + b`, `a += b`, torch.add and Tensor.add of two (B, C, H, W) feature maps that stem from one "
+    "earlier feature map, one of them through more layers than the other"
+)
+
+
+@dataclass(frozen=True)
+class ResidualAddition:
+    """One residual addition of a traced network.
+
+    Attributes:
+        name: The module it happens in, such as "layer1.0".
+        ordinal: Its place among all additions of the graph, residual or not.
+        shortcut_first: Whether the shortcut is the first operand.
+        channels: C.
+        size: (H, W) at the size the network was probed with.
+        changes_shape: Whether channels or size differ from the previous residual addition (for the first one: from
+            where its two ways part).
+    """
+
+    name: str
+    ordinal: int
+    shortcut_first: bool
+    channels: int
+    size: tuple[int, int]
+    changes_shape: bool
+
+
+@dataclass(frozen=True)
+class TracedNetwork:
+    """A network's graphs in evaluation and training mode, its residual additions, and what it returns."""
+
+    evaluation: fx.Graph
+    training: fx.Graph
+    additions: tuple[ResidualAddition, ...]
+    output_shape: tuple[int, ...] | None
+    last_layer: str | None
+
+
+class _Tracer(fx.Tracer):
+    """Looks into containers only.
+
+    A module without children is called, not traced: dropout and stochastic depth then ask `self.training` at run time
+    instead of leaving its value of today in the graph.
+    """
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return next(m.children(), None) is None or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(backbone: nn.Module, *, image_size: int = 224) -> TracedNetwork:
+    """Trace a network and find its residual additions.
+
+    Args:
+        backbone: A network that maps (B, C, H, W) images to anything.
+        image_size: Side of the images it is probed with.
+
+    Raises:
+        ValueError: torch.fx cannot trace the network, it does not take such images, or it adds nothing residually.
+    """
+    evaluation, training = trace_graphs(backbone)
+    _propagate_shapes(backbone, evaluation, image_size)
+    additions = _residual_additions(backbone, evaluation)
+    if not additions:
+        raise ValueError(
+            f"backbone {type(backbone).__name__} has no residual addition that a block could be attached to; {LOOKED_FOR}"
+        )
+    if len(_addition_nodes(evaluation)) != len(_addition_nodes(training)):
+        raise ValueError(f"backbone {type(backbone).__name__} adds at other places in training than in evaluation")
+    result = _output_node(evaluation).args[0]
+    shape = _shape(result) if isinstance(result, fx.Node) else None
+    return TracedNetwork(evaluation, training, additions, shape, _last_parametrised(backbone, evaluation))
+
+
+def trace_graphs(backbone: nn.Module) -> tuple[fx.Graph, fx.Graph]:
+    """The graphs of evaluation and of training mode; a network may decide by its mode what it computes.
+
+    Raises:
+        ValueError: torch.fx cannot trace the network.
+    """
+    modes = [(module, module.training) for module in backbone.modules()]
+    try:
+        return _symbolic_trace(backbone.eval()), _symbolic_trace(backbone.train())
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def choose(additions: Sequence[ResidualAddition], at: Placement, *, with_last: bool) -> tuple[ResidualAddition, ...]:
+    """The additions that get a block.
+
+    Args:
+        additions: All of them, shallow to deep.
+        at: "all"; "downsample", those that change channels or size; "stage", the last one at each size.
+        with_last: Whether the last addition is always among them, because its head makes the prediction.
+
+    Raises:
+        ValueError: None is left.
+    """
+    if at == "all":
+        chosen = list(additions)
+    elif at == "downsample":
+        chosen = [addition for addition in additions if addition.changes_shape]
+    else:
+        following = [*additions[1:], None]
+        chosen = [a for a, after in zip(additions, following, strict=True) if after is None or after.size != a.size]
+    if with_last and additions[-1] not in chosen:
+        chosen.append(additions[-1])
+    if not chosen:
+        raise ValueError(f"at={at!r} matches none of the {len(additions)} residual additions; use at='all'")
+    return tuple(chosen)
+
+
+def compile_forward(
+    backbone: nn.Module, graph: fx.Graph, chosen: Sequence[ResidualAddition], *, keep_output: bool
+) -> tuple[CompiledForward, set[str]]:
+    """Turn a traced graph into a function that calls a block at each chosen addition.
+
+    Args:
+        backbone: The traced network.
+        graph: One of its graphs; it is copied, not changed.
+        chosen: Where blocks go; block i belongs to `chosen[i]`.
+        keep_output: Whether the network's own output is wanted. If not, what follows the last block is left out.
+
+    Returns:
+        A function (backbone, images, blocks) -> (output or None, block outputs), and the names of the modules and
+        parameters of the backbone it uses.
+    """
+    graph = _copy(graph)
+    images = next(node for node in graph.nodes if node.op == "placeholder")
+    with graph.inserting_after(images):
+        blocks = graph.placeholder("mhex_blocks")
+    additions = _addition_nodes(graph)
+    outputs = []
+    for index, addition in enumerate(chosen):
+        node = additions[addition.ordinal]
+        first, second = node.args[:2]
+        shortcut, branch = (first, second) if addition.shortcut_first else (second, first)
+        with graph.inserting_before(node):
+            called = graph.call_function(_call_block, (blocks, index, shortcut, branch))
+            total = graph.call_function(operator.getitem, (called, 0))
+            outputs.append(graph.call_function(operator.getitem, (called, 1)))
+        node.replace_all_uses_with(total)
+        graph.erase_node(node)
+    end = _output_node(graph)
+    end.args = ((end.args[0] if keep_output else None, tuple(outputs)),)
+    # Whatever no block depends on may go, dropout and batch statistics included.
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    graph.lint()
+    used = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    # Only the generated function is wanted; the GraphModule around it would own a second view of the backbone.
+    forward: CompiledForward = type(fx.GraphModule(backbone, graph)).forward
+    return forward, used
+
+
+def forbid_in_place(backbone: nn.Module) -> None:
+    """Let no activation module write into its input: saliency reads the sums that would be overwritten."""
+    for module in backbone.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False
+
+
+def drop_unused(backbone: nn.Module, used: set[str]) -> None:
+    """Take away the parameters and buffers that no compiled forward pass reaches; modules stay where they are.
+
+    The network can so be traced again, when a copy is compiled, and nothing idle is trained, saved or sent around.
+    """
+    for prefix, module in backbone.named_modules():
+        for entries in (module._parameters, module._buffers):
+            for name in entries:
+                path = f"{prefix}.{name}" if prefix else name
+                if not any(path == other or path.startswith(f"{other}.") for other in used):
+                    entries[name] = None
+
+
+def _call_block(
+    blocks: Sequence[Block], index: int, shortcut: Tensor, branch: Tensor
+) -> tuple[Tensor, BlockOutput | None]:
+    """The sum that the addition would have given, and the block's output."""
+    gated, output = blocks[index](shortcut, branch)
+    # A block whose activation is the sum has computed it already.
+    if output is not None and getattr(blocks[index], "activation", None) == "sum":
+        return output.activation, output
+    return branch + gated, output
+
+
+def _symbolic_trace(backbone: nn.Module) -> fx.Graph:
+    try:
+        graph = _Tracer().trace(backbone)
+    except Exception as error:  # noqa: BLE001 - a tracer runs the network's own code, which may raise anything
+        raise ValueError(
+            f"backbone {type(backbone).__name__} cannot be traced by torch.fx: {type(error).__name__}: {error}"
+        ) from error
+    for node in graph.nodes:
+        _out_of_place(node)
+    return graph
+
+
+def _out_of_place(node: fx.Node) -> None:
+    """`F.relu(x, inplace=True)` and `x.relu_()` would overwrite what saliency reads; the value is the same without."""
+    if node.op == "call_function" and node.kwargs.get("inplace") is True:
+        node.kwargs = {**node.kwargs, "inplace": False}
+    if node.op == "call_method" and node.target in ("relu_", "sigmoid_", "tanh_", "add_", "mul_", "clamp_"):
+        node.target = str(node.target).rstrip("_")
+    if node.op == "call_function" and node.target in (operator.iadd, operator.imul):
+        node.target = operator.add if node.target is operator.iadd else operator.mul
+
+
+def _propagate_shapes(backbone: nn.Module, graph: fx.Graph, image_size: int) -> None:
+    first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
+    channels = first.in_channels if first is not None else 3
+    parameter = next(backbone.parameters(), None)
+    probe = torch.zeros(1, channels, image_size, image_size)
+    if parameter is not None:
+        probe = probe.to(device=parameter.device, dtype=parameter.dtype)
+    modes = [(module, module.training) for module in backbone.modules()]
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            ShapeProp(fx.GraphModule(backbone, graph)).propagate(probe)
+    except Exception as error:  # noqa: BLE001 - the network's own code, as above
+        reason = str(error).strip().splitlines()
+        raise ValueError(
+            f"backbone {type(backbone).__name__} does not take images of shape {tuple(probe.shape)}: "
+            f"{reason[0] if reason else type(error).__name__}"
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _residual_additions(backbone: nn.Module, graph: fx.Graph) -> tuple[ResidualAddition, ...]:
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    images = next(node for node in graph.nodes if node.op == "placeholder")
+    found: list[ResidualAddition] = []
+    before: tuple[int, ...] | None = None
+    for ordinal, node in enumerate(_addition_nodes(graph)):
+        shape = _shape(node)
+        operands = node.args[:2]
+        if shape is None or len(shape) != 4 or not all(isinstance(operand, fx.Node) for operand in operands):
+            continue
+        first, second = operands
+        if _shape(first) != shape or _shape(second) != shape:
+            continue
+        ways = [_ancestors(operand) for operand in (first, second)]
+        common = ways[0] & ways[1]
+        if images not in common:
+            continue
+        fork = max(common, key=order.__getitem__)
+        lengths = [
+            sum(_is_parametrised(backbone, step) for step in way if order[step] > order[fork] and step not in common)
+            for way in ways
+        ]
+        if lengths[0] == lengths[1]:
+            continue
+        reference = before or (_shape(fork) or shape)[1:]
+        found.append(
+            ResidualAddition(
+                name=_scope(node),
+                ordinal=ordinal,
+                shortcut_first=lengths[0] < lengths[1],
+                channels=shape[1],
+                size=(shape[2], shape[3]),
+                changes_shape=shape[1:] != reference,
+            )
+        )
+        before = shape[1:]
+    return tuple(_with_unique_names(found))
+
+
+def _with_unique_names(additions: list[ResidualAddition]) -> list[ResidualAddition]:
+    """Two additions in one module become "name#1" and "name#2"."""
+    totals = Counter(addition.name for addition in additions)
+    seen: Counter[str] = Counter()
+    unique = []
+    for addition in additions:
+        seen[addition.name] += 1
+        suffix = f"#{seen[addition.name]}" if totals[addition.name] > 1 else ""
+        unique.append(ResidualAddition(**{**addition.__dict__, "name": addition.name + suffix}))
+    return unique
+
+
+def _addition_nodes(graph: fx.Graph) -> list[fx.Node]:
+    return [
+        node
+        for node in graph.nodes
+        if node.op in ("call_function", "call_method") and node.target in ADDITIONS and len(node.args) == 2 and not node.kwargs
+    ]
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    """The node and everything it is computed from."""
+    seen = {node}
+    waiting = [node]
+    while waiting:
+        for parent in waiting.pop().all_input_nodes:
+            if parent not in seen:
+                seen.add(parent)
+                waiting.append(parent)
+    return seen
+
+
+def _is_parametrised(backbone: nn.Module, node: fx.Node) -> bool:
+    if node.op == "get_attr":
+        return True
+    return node.op == "call_module" and any(True for _ in backbone.get_submodule(str(node.target)).parameters())
+
+
+def _last_parametrised(backbone: nn.Module, graph: fx.Graph) -> str | None:
+    names = [str(node.target) for node in graph.nodes if node.op == "call_module" and _is_parametrised(backbone, node)]
+    return names[-1] if names else None
+
+
+def _output_node(graph: fx.Graph) -> fx.Node:
+    return next(node for node in reversed(list(graph.nodes)) if node.op == "output")
+
+
+def _shape(node: Any) -> tuple[int, ...] | None:
+    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
+    return tuple(meta.shape) if hasattr(meta, "shape") else None
+
+
+def _scope(node: fx.Node) -> str:
+    """The qualified name of the innermost module the node was traced in."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next(reversed(list(stack)), "") or node.name
+
+
+def _copy(graph: fx.Graph) -> fx.Graph:
+    copy = fx.Graph(tracer_cls=_Tracer)
+    copy.output(copy.graph_copy(graph, {}))
+    return copy
