@@ -45,9 +45,7 @@ def collaboration(
         raise ValueError(f"head_logits must hold one tensor per hidden ({len(hidden)}), got {len(heads)}")
     for index, (h, logits) in enumerate(zip(hidden, heads, strict=True)):
         if logits.shape != heads[0].shape:
-            raise ValueError(
-                f"head_logits[{index}] must have shape {tuple(heads[0].shape)}, got {tuple(logits.shape)}"
-            )
+            raise ValueError(f"head_logits[{index}] must have shape {tuple(heads[0].shape)}, got {tuple(logits.shape)}")
         if h.shape[0] != logits.shape[0]:
             raise ValueError(f"hidden[{index}] must have a batch of {logits.shape[0]}, got {h.shape[0]}")
     if not all(logits.requires_grad and h.requires_grad for h, logits in zip(hidden, heads, strict=True)):

@@ -84,6 +84,43 @@ class Explanation:
 
         return self._map(cut)
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """One explanation of all samples, in order.
+
+        Args:
+            parts: Explanations by one model with one set of options.
+
+        Raises:
+            ValueError: There are none, or their options, layers, map sizes or numbers of targets differ.
+        """
+        if not parts:
+            raise ValueError("parts must hold at least one explanation, got none")
+        first = parts[0]
+        for part in parts[1:]:
+            for name in ("options", "layer_names", "class_names"):
+                if getattr(part, name) != getattr(first, name):
+                    raise ValueError(
+                        f"parts must share their {name}, got {getattr(first, name)} and {getattr(part, name)}"
+                    )
+            if part.saliency.shape[1:] != first.saliency.shape[1:]:
+                raise ValueError(
+                    f"parts must share their map shape, got {tuple(first.saliency.shape[1:])} "
+                    f"and {tuple(part.saliency.shape[1:])}"
+                )
+        held = [part._tensors() for part in parts]
+        # What only some parts carry (the images, say) the whole does not.
+        shared = [name for name in held[0] if all(name in part for part in held)]
+        joined: dict[str, Any] = dict.fromkeys(held[0].keys() - set(shared))
+        for name in shared:
+            values = [part[name] for part in held]
+            axis = 1 if name == "head_logits" else 0
+            if isinstance(values[0], Tensor):
+                joined[name] = torch.cat([value for value in values if isinstance(value, Tensor)], dim=axis)
+            else:
+                joined[name] = tuple(torch.cat(layers) for layers in zip(*values, strict=True))
+        return replace(first, **joined)
+
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the saliency maps, in pixels."""
@@ -162,7 +199,8 @@ class Explanation:
         if not path.is_file():
             raise FileNotFoundError(f"path must name a saved explanation, and there is no file {path}")
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            # Opened here: numpy forgets to close a file that turns out to be no archive.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             header = json.loads(arrays.pop("header").tobytes())
             if header["format"] != FORMAT or header["version"] != FORMAT_VERSION:

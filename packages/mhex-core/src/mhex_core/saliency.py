@@ -258,11 +258,10 @@ def _check_chosen(layers: int | Sequence[int] | Literal["all"], available: int) 
         return list(range(available))
     if isinstance(layers, int):
         return list(range(min(_checks.positive_int("layers", layers), available)))
-    if not isinstance(layers, Sequence) or not all(
-        isinstance(index, int) and not isinstance(index, bool) for index in layers
-    ):
+    given: list[object] = list(layers) if isinstance(layers, Sequence) else [None]
+    chosen = [index for index in given if isinstance(index, int) and not isinstance(index, bool)]
+    if len(chosen) != len(given):
         raise TypeError(f"layers must be an int, a sequence of ints or 'all', got {layers!r}")
-    chosen = list(layers)
     if not chosen or not all(-available <= index < available for index in chosen):
         raise ValueError(f"layers must name layers in [0, {available - 1}], got {chosen}")
     return [index % available for index in chosen]

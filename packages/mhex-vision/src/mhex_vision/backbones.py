@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from mhex_vision.surgery import TracedNetwork
@@ -34,16 +36,18 @@ def build(name: str, num_classes: int, *, weights: str | None = None) -> nn.Modu
             f"backbone must be a torchvision classification network or 'timm/NAME', got {name!r}; close: {close}"
         )
     if weights is None:
-        return models.get_model(name, weights=None, num_classes=num_classes)
+        fresh: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+        return fresh
     try:
         chosen = models.get_model_weights(name)[weights] if weights != "DEFAULT" else "DEFAULT"
     except KeyError as error:
         offered = ", ".join(models.get_model_weights(name).__members__)
         raise ValueError(f"weights must be one of {offered} for {name!r}, got {weights!r}") from error
     try:
-        return models.get_model(name, weights=chosen)
+        pretrained: nn.Module = models.get_model(name, weights=chosen)
     except OSError as error:
         raise OSError(f"the weights {weights!r} of {name!r} could not be fetched: {error}") from error
+    return pretrained
 
 
 def _build_timm(name: str, num_classes: int, *, weights: str | None) -> nn.Module:
@@ -54,10 +58,9 @@ def _build_timm(name: str, num_classes: int, *, weights: str | None) -> nn.Modul
     if not timm.is_model(name.partition(".")[0]):
         raise ValueError(f"backbone must name a timm network after 'timm/', got {name!r}; timm.list_models() has them")
     tagged = name if weights in (None, "DEFAULT") else f"{name.partition('.')[0]}.{weights}"
+    classes: dict[str, Any] = {} if weights is not None else {"num_classes": num_classes}
     try:
-        network: nn.Module = timm.create_model(
-            tagged, pretrained=weights is not None, **({} if weights is not None else {"num_classes": num_classes})
-        )
+        network: nn.Module = timm.create_model(tagged, pretrained=weights is not None, **classes)
     except RuntimeError as error:
         raise ValueError(f"weights of {name!r} cannot be used: {error}") from error
     except OSError as error:

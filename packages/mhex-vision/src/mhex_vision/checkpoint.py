@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -74,7 +74,9 @@ def locate(
     name = str(path_or_repo)
     looks_like_a_path = isinstance(path_or_repo, Path) or name.count("/") != 1 or name.startswith((".", "/", "~"))
     if looks_like_a_path or folder.exists():
-        raise FileNotFoundError(f"a checkpoint is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}; there is no folder {name}")
+        raise FileNotFoundError(
+            f"a checkpoint is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}; there is no folder {name}"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -128,6 +130,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts in a safetensors file's header."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Fill a model with model.safetensors; every tensor must be there, and none more.
 
@@ -141,7 +149,10 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     for problem, names in (
         ("lacks", sorted(wanted.keys() - tensors.keys())),
         ("has unknown", sorted(tensors.keys() - wanted.keys())),
-        ("has another shape for", sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape)),
+        (
+            "has another shape for",
+            sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape),
+        ),
     ):
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

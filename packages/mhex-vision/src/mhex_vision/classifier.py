@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from huggingface_hub import ModelHubMixin
+from torch import Tensor, fx, nn
+
 from mhex_core import (
     BlockOutput,
     DeepSupervisionLoss,
@@ -24,8 +26,6 @@ from mhex_core import (
     combine_maps,
     signed_maps,
 )
-from torch import Tensor, fx, nn
-
 from mhex_vision import backbones, checkpoint, surgery
 from mhex_vision.config import Classifier, MHEXConfig, Objective
 from mhex_vision.deployment import DeployedClassifier
@@ -71,8 +71,8 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         if keep and backbones.set_num_classes(backbone, traced, config.num_classes):
             if config.freeze_backbone and not config.gate:
                 raise ValueError(
-                    f"num_classes is {config.num_classes}, and the backbone to be frozen has another number of outputs; "
-                    "a frozen classifier keeps its classes"
+                    f"num_classes is {config.num_classes}, and the backbone to be frozen has another number of "
+                    "outputs; a frozen classifier keeps its classes"
                 )
             traced = surgery.trace(backbone, image_size=image_size)
         self._additions = surgery.choose(traced.additions, config.at, with_last=not keep)
@@ -167,7 +167,9 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         heads = tuple(block.logits for block in blocks)
         return ClassifierOutput(self._predict(own, heads), heads, tuple(block.activation for block in blocks))
 
-    def loss(self, *, head_weights: tuple[float, ...] | None = None, label_smoothing: float = 0.0) -> DeepSupervisionLoss:
+    def loss(
+        self, *, head_weights: tuple[float, ...] | None = None, label_smoothing: float = 0.0
+    ) -> DeepSupervisionLoss:
         """The training loss of this classifier's objective, to be applied to `supervised_logits`."""
         return DeepSupervisionLoss(
             self.config.objective,
@@ -227,7 +229,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             probabilities = self.probabilities(output.logits.float())
             wanted = probabilities.argmax(dim=1) if target is None else target
             maps = signed_maps(output.activations, self.equivalent_matrices(), wanted, options=chosen)
-            height_width = tuple(images.shape[-2:]) if size is None else size
+            height_width = (images.shape[2], images.shape[3]) if size is None else size
             saliency = combine_maps(maps, size=height_width, options=chosen)
         return Explanation(
             saliency=saliency,
@@ -255,9 +257,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             if target is None:
                 logits = self._predict(own, tuple(heads)).detach()
                 target = (logits > 0).to(logits.dtype) if self.config.multi_label else logits.argmax(dim=1)
-            return collaboration(
-                [block.hidden for block in blocks], heads, target, multi_label=self.config.multi_label
-            )
+            return collaboration([block.hidden for block in blocks], heads, target, multi_label=self.config.multi_label)
 
     def strip_heads(self) -> DeployedClassifier:
         """The network to deploy: (B, K) logits only, without what they do not need, the same to the bit.
@@ -338,8 +338,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
     def _compile(self, *graphs: fx.Graph) -> None:
         keep = self.config.classifier == "keep"
         compiled = [
-            surgery.compile_forward(self.backbone, graph, self._additions, keep_output=keep)
-            for graph in graphs
+            surgery.compile_forward(self.backbone, graph, self._additions, keep_output=keep) for graph in graphs
         ]
         (self._evaluate, used), (self._train, used_in_training) = compiled
         if not keep:
@@ -374,7 +373,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         return {key: value for key, value in self.__dict__.items() if key not in ("_evaluate", "_train")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._compile(*surgery.trace_graphs(self.backbone))
 
 

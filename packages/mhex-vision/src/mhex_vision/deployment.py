@@ -6,9 +6,9 @@ import copy
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from mhex_core import BlockOutput, DeepSupervisionLoss, MHEXBlock
 from torch import Tensor, nn
 
+from mhex_core import BlockOutput, DeepSupervisionLoss, MHEXBlock
 from mhex_vision import surgery
 
 if TYPE_CHECKING:

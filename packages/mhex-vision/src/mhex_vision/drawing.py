@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mhex_vision.checkpoint import write_atomically
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -61,7 +63,13 @@ def overlay(images: Tensor, saliency: Tensor, *, opacity: float = 0.6, colormap:
 
 def save_png(image: Tensor, path: Path) -> None:
     """Write a uint8 (3, H, W) image as a PNG."""
-    Image.fromarray(image.movedim(0, -1).contiguous().numpy()).save(path, format="PNG")
+    picture = Image.fromarray(image.movedim(0, -1).contiguous().numpy())
+    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def save_figure(figure: Figure, path: Path, *, dpi: int = 150) -> None:
+    """Write a matplotlib figure as a PNG, in one step."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=dpi))
 
 
 def figure(rows: Sequence[Row], *, colormap: str = COLORMAP) -> Figure:
@@ -84,4 +92,3 @@ def figure(rows: Sequence[Row], *, colormap: str = COLORMAP) -> Figure:
             axis.imshow(saliency.detach().float().cpu().numpy(), cmap=colormap, vmin=0, vmax=1)
             axis.set_title(name, fontsize=7)
     return fig
-

@@ -5,14 +5,15 @@ Letters: B batch, n targets per sample, L layers, H x W map size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import mhex_core
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import mhex_core
 from mhex_vision import drawing
 
 if TYPE_CHECKING:
@@ -45,11 +46,18 @@ class Explanation(mhex_core.Explanation):
         images = self._images()
         return drawing.overlay(images, self._fitted(self.saliency), opacity=opacity, colormap=colormap)
 
-    def plot(self, *, samples: int = 4, colormap: str = drawing.COLORMAP) -> Figure:
+    def plot(
+        self,
+        *,
+        samples: int = 4,
+        extra: Sequence[tuple[str, Tensor]] = (),
+        colormap: str = drawing.COLORMAP,
+    ) -> Figure:
         """A matplotlib figure: one row per sample with image, overlay, and the map of each layer, shallow to deep.
 
         Args:
             samples: How many samples to show, from the first.
+            extra: Titles and maps (B, H, W) in [0, 1] to show beside the aggregate, of another beta, say.
             colormap: A matplotlib colour map.
 
         Raises:
@@ -65,7 +73,8 @@ class Explanation(mhex_core.Explanation):
         rows = []
         for row in range(shown):
             title = f"{self.label(int(self.target[row]))}\np = {float(self.probabilities[row, self.target[row]]):.2f}"
-            maps = [("all layers", self.saliency[row])]
+            maps = [(f"beta = {self.options.beta:g}", self.saliency[row])]
+            maps += [(name, saliency[row]) for name, saliency in extra]
             maps += [(name, layers[index, row]) for index, name in enumerate(self.layer_names)]
             rows.append(drawing.Row(images[row], title, maps, self._fitted(self.saliency)[row]))
         return drawing.figure(rows, colormap=colormap)

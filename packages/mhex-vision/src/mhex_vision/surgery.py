@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from mhex_core import BlockOutput
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
+
+from mhex_core import BlockOutput
 
 Placement = Literal["all", "downsample", "stage"]
 Block = Callable[[Tensor, Tensor], tuple[Tensor, BlockOutput | None]]
@@ -91,7 +92,8 @@ def trace(backbone: nn.Module, *, image_size: int = 224) -> TracedNetwork:
     additions = _residual_additions(backbone, evaluation)
     if not additions:
         raise ValueError(
-            f"backbone {type(backbone).__name__} has no residual addition that a block could be attached to; {LOOKED_FOR}"
+            f"backbone {type(backbone).__name__} has no residual addition that a block could be attached to; "
+            f"{LOOKED_FOR}"
         )
     if len(_addition_nodes(evaluation)) != len(_addition_nodes(training)):
         raise ValueError(f"backbone {type(backbone).__name__} adds at other places in training than in evaluation")
@@ -185,7 +187,7 @@ def forbid_in_place(backbone: nn.Module) -> None:
     """Let no activation module write into its input: saliency reads the sums that would be overwritten."""
     for module in backbone.modules():
         if getattr(module, "inplace", False) is True:
-            module.inplace = False
+            setattr(module, "inplace", False)  # noqa: B010 - not an attribute every module declares
 
 
 def drop_unused(backbone: nn.Module, used: set[str]) -> None:
@@ -215,7 +217,7 @@ def _call_block(
 def _symbolic_trace(backbone: nn.Module) -> fx.Graph:
     try:
         graph = _Tracer().trace(backbone)
-    except Exception as error:  # noqa: BLE001 - a tracer runs the network's own code, which may raise anything
+    except Exception as error:
         raise ValueError(
             f"backbone {type(backbone).__name__} cannot be traced by torch.fx: {type(error).__name__}: {error}"
         ) from error
@@ -246,7 +248,7 @@ def _propagate_shapes(backbone: nn.Module, graph: fx.Graph, image_size: int) -> 
     try:
         with torch.no_grad():
             ShapeProp(fx.GraphModule(backbone, graph)).propagate(probe)
-    except Exception as error:  # noqa: BLE001 - the network's own code, as above
+    except Exception as error:
         reason = str(error).strip().splitlines()
         raise ValueError(
             f"backbone {type(backbone).__name__} does not take images of shape {tuple(probe.shape)}: "
@@ -265,9 +267,11 @@ def _residual_additions(backbone: nn.Module, graph: fx.Graph) -> tuple[ResidualA
     for ordinal, node in enumerate(_addition_nodes(graph)):
         shape = _shape(node)
         operands = node.args[:2]
-        if shape is None or len(shape) != 4 or not all(isinstance(operand, fx.Node) for operand in operands):
+        if shape is None or len(shape) != 4:
             continue
         first, second = operands
+        if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
+            continue
         if _shape(first) != shape or _shape(second) != shape:
             continue
         ways = [_ancestors(operand) for operand in (first, second)]
@@ -312,7 +316,10 @@ def _addition_nodes(graph: fx.Graph) -> list[fx.Node]:
     return [
         node
         for node in graph.nodes
-        if node.op in ("call_function", "call_method") and node.target in ADDITIONS and len(node.args) == 2 and not node.kwargs
+        if node.op in ("call_function", "call_method")
+        and node.target in ADDITIONS
+        and len(node.args) == 2
+        and not node.kwargs
     ]
 
 
@@ -340,12 +347,13 @@ def _last_parametrised(backbone: nn.Module, graph: fx.Graph) -> str | None:
 
 
 def _output_node(graph: fx.Graph) -> fx.Node:
-    return next(node for node in reversed(list(graph.nodes)) if node.op == "output")
+    end: fx.Node = next(node for node in reversed(list(graph.nodes)) if node.op == "output")
+    return end
 
 
 def _shape(node: Any) -> tuple[int, ...] | None:
     meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
-    return tuple(meta.shape) if hasattr(meta, "shape") else None
+    return None if meta is None or not hasattr(meta, "shape") else tuple(meta.shape)
 
 
 def _scope(node: fx.Node) -> str:

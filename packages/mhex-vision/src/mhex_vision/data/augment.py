@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2  # type: ignore[import-untyped]
+from torchvision.transforms import InterpolationMode, v2
 
 from mhex_vision.data._checks import check_int
 

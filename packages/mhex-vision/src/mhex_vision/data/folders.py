@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from torchvision.datasets.folder import (  # type: ignore[import-untyped]
+from torchvision.datasets.folder import (
     IMG_EXTENSIONS,
     has_file_allowed_extension,
     make_dataset,

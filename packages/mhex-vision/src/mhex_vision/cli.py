@@ -1,0 +1,203 @@
+"""The command line: train, explain, demo, info.
+
+Exit status: 0 all done; 1 the command failed, one line on standard error says why; 2 the command line is wrong; 3 some
+images could not be read, all others are done; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, get_args
+
+from mhex_vision.config import Classifier, Objective
+from mhex_vision.recipes import RECIPES
+from mhex_vision.surgery import Placement
+
+SOME_UNREADABLE = 3
+INTERRUPTED = 130
+
+_EXAMPLES = """examples:
+  mhex-vision demo --out demo
+  mhex-vision train --data bloodmnist --root DIR --backbone resnet18 --epochs 20 --out runs/blood
+  mhex-vision train --data photos/ --backbone resnet50 --weights DEFAULT --recipe imagenet-finetune --out runs/photos
+  mhex-vision explain --checkpoint runs/blood --input images/ --out explained
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the process's exit status is returned, except for what argparse ends itself."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError, MemoryError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"mhex-vision: error: {text}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mhex-vision",
+        description="Train image classifiers that explain themselves, and see what they looked at.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_explain(commands)
+    _add_demo(commands)
+    _add_info(commands)
+    return parser
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a classifier on images",
+        description="Train a classifier that explains itself. A run that was stopped goes on when repeated.",
+    )
+    train.set_defaults(run=_train)
+    data = train.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        required=True,
+        metavar="NAME|FOLDER",
+        help="a 2D MedMNIST set such as bloodmnist, synthetic-lesions, or a folder with one sub-folder per class",
+    )
+    data.add_argument("--root", type=Path, metavar="DIR", help="where MedMNIST files lie or are downloaded to")
+    data.add_argument("--no-download", action="store_true", help="use only MedMNIST files that are already there")
+    data.add_argument("--size", type=int, metavar="PX", help="side of the images (default: 28, 64 or 224, by the data)")
+    data.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode files (default: 0)")
+    network = train.add_argument_group("network")
+    network.add_argument(
+        "--backbone", default="resnet18", metavar="NAME", help="torchvision name or timm/NAME (default: resnet18)"
+    )
+    network.add_argument("--weights", metavar="NAME", help="pretrained weights to start from, such as DEFAULT")
+    network.add_argument("--at", choices=get_args(Placement), default="all", help="which residual connections")
+    network.add_argument("--no-gate", action="store_true", help="heads only, no attention gates")
+    network.add_argument("--freeze-backbone", action="store_true", help="train gates and heads alone")
+    network.add_argument("--classifier", choices=get_args(Classifier), default="drop", help="the network's own one")
+    network.add_argument(
+        "--objective",
+        choices=get_args(Objective),
+        default="layerwise",
+        help="layerwise: every head by itself; joint: their decayed sum (default: layerwise)",
+    )
+    training = train.add_argument_group("training")
+    training.add_argument("--recipe", choices=sorted(RECIPES), default="medmnist", help="preset (default: medmnist)")
+    training.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
+    training.add_argument("--batch-size", type=int, metavar="N", help="instead of the recipe's")
+    training.add_argument("--learning-rate", type=float, metavar="X", help="instead of the recipe's")
+    training.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better one")
+    training.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
+    training.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder for checkpoint and log")
+    training.add_argument("--overwrite", action="store_true", help="replace another run in that folder")
+
+
+def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    explain = commands.add_parser(
+        "explain",
+        help="explain a classifier's predictions on image files",
+        description="Write an overlay PNG per image and one explanations.json; unreadable images are named and skipped",
+    )
+    explain.set_defaults(run=_explain)
+    explain.add_argument(
+        "--checkpoint", required=True, metavar="RUN", help="a folder from `train`, or a hub repository"
+    )
+    explain.add_argument(
+        "--input", type=Path, required=True, metavar="FILE|FOLDER", help="an image, or a folder of them"
+    )
+    explain.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for overlays and JSON")
+    explain.add_argument(
+        "--target", metavar="CLASS", help="name or number of the class to explain (default: predicted)"
+    )
+    explain.add_argument(
+        "--beta", type=float, default=0.0, metavar="X", help="weight of negative evidence (default: 0)"
+    )
+    explain.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    explain.add_argument("--maps", action="store_true", help="also write each batch's maps as an .npz explanation")
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="train and explain on embedded images, without any download",
+        description="Train on synthetic lesions, explain, compare with the known truth, and draw a figure.",
+    )
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="(default: demo)")
+    demo.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
+    demo.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
+
+
+def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    info = commands.add_parser(
+        "info",
+        help="show versions, what runs here, and what a checkpoint or a backbone holds",
+        description="Show versions and what runs here; with --checkpoint or --backbone, what they hold.",
+    )
+    info.set_defaults(run=_info)
+    info.add_argument("--checkpoint", metavar="RUN", help="a folder from `train`, or a hub repository")
+    info.add_argument("--backbone", metavar="NAME", help="list a network's residual additions")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from mhex_vision.commands import train
+
+    _one_line_warnings()
+    return train(options, _say)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from mhex_vision.commands import explain
+
+    return SOME_UNREADABLE if explain(options, _say, _complain) else 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from mhex_vision.demo import run_demo
+
+    run_demo(options.out, epochs=options.epochs, seed=options.seed, say=_say)
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from mhex_vision.commands import info
+
+    info(options, _say)
+    return 0
+
+
+def _say(line: str) -> None:
+    # Flushed: whoever pipes the output wants to see an epoch when it is done.
+    print(line, flush=True)
+
+
+def _complain(line: str) -> None:
+    print(f"mhex-vision: {line}", file=sys.stderr, flush=True)
+
+
+def _one_line_warnings() -> None:
+    """An unreadable file is worth one line, not the line of our source that found it."""
+
+    def show(message: Warning | str, *_: object) -> None:
+        _complain(f"warning: {' '.join(str(message).split())}")
+
+    warnings.showwarning = show  # type: ignore[assignment]  # the arguments that are dropped are of no use here
+
+
+def entry_point() -> NoReturn:
+    """What the installed script calls."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry_point()

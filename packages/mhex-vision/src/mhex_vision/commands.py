@@ -1,0 +1,224 @@
+"""What the command line does once it is understood. Imported late: `--help` should not wait for torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from mhex_vision import checkpoint, drawing, surgery
+from mhex_vision.classifier import MHEXClassifier
+from mhex_vision.data import Preprocessing, UnreadableImageError, load_data
+from mhex_vision.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from mhex_vision.explanation import Explanation
+from mhex_vision.recipes import RECIPES
+from mhex_vision.training import Epoch
+from mhex_vision.training import train as train_model
+
+Say = Callable[[str], None]
+
+JSON_FILE = "explanations.json"
+MAPS_FOLDER = "maps"
+
+
+def train(options: argparse.Namespace, say: Say) -> int:
+    """`mhex-vision train`."""
+    changes = {
+        name: getattr(options, name)
+        for name in ("epochs", "batch_size", "learning_rate", "patience")
+        if getattr(options, name) is not None
+    }
+    recipe = replace(RECIPES[options.recipe], **changes)
+    data = load_data(
+        options.data, root=options.root, size=options.size, download=not options.no_download, seed=options.seed
+    )
+    if options.weights is not None:
+        # Pretrained networks have learnt what ImageNet's statistics made of images.
+        data = replace(data, preprocessing=replace(data.preprocessing, mean=IMAGENET_MEAN, std=IMAGENET_STD))
+    torch.manual_seed(options.seed)
+    model = MHEXClassifier.from_backbone(
+        options.backbone,
+        data.num_classes,
+        weights=options.weights,
+        at=options.at,
+        gate=not options.no_gate,
+        freeze_backbone=options.freeze_backbone,
+        classifier=options.classifier,
+        objective=options.objective,
+        multi_label=data.multi_label,
+    )
+    say(f"{data.name}: {len(data.train)} training images of {data.preprocessing.size} px, {data.num_classes} classes")
+    say(f"{options.backbone}: {len(model.blocks)} blocks at {', '.join(model.layer_names)}")
+
+    def report(epoch: Epoch) -> None:
+        judged = epoch.validation
+        shown = f", validation loss {judged.loss:.4f}, accuracy {100 * judged.accuracy:.2f} %" if judged else ""
+        say(f"epoch {epoch.epoch}/{recipe.epochs}: loss {epoch.train_loss:.4f}{shown}, {epoch.seconds:.1f} s")
+
+    result = train_model(
+        model,
+        data,
+        recipe,
+        out=options.out,
+        seed=options.seed,
+        workers=options.workers,
+        overwrite=options.overwrite,
+        on_epoch=report,
+    )
+    if result.test is not None:
+        heads = ", ".join(f"{100 * accuracy:.1f}" for accuracy in result.test.head_accuracy)
+        say(f"test accuracy {100 * result.test.accuracy:.2f} % (epoch {result.best_epoch}); each head: {heads}")
+    say(f"wrote {options.out}; next: mhex-vision explain --checkpoint {options.out} --input FILE --out DIR")
+    return 0
+
+
+def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
+    """`mhex-vision explain`; returns how many images could not be read."""
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
+    files = _image_files(options.input)
+    model = MHEXClassifier.from_pretrained(options.checkpoint)
+    preprocessing = model.config.preprocessing
+    if preprocessing is None:
+        raise ValueError(f"{options.checkpoint} does not say how images are prepared; explain from Python instead")
+    target = None if options.target is None else _class_index(options.target, model)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    options.out.mkdir(parents=True, exist_ok=True)
+    base = options.input if options.input.is_dir() else options.input.parent
+    entries: list[dict[str, Any]] = []
+    rejected: list[dict[str, str]] = []
+
+    def reject(path: Path, reason: str) -> None:
+        rejected.append({"file": str(path), "reason": reason})
+        complain(f"skipped: {reason}")
+
+    for number, (paths, images) in enumerate(_batches(files, preprocessing, options.batch_size, reject)):
+        device = next(model.parameters()).device
+        explanation = model.explain(preprocessing.normalize(images.to(device)), target, beta=options.beta).to("cpu")
+        overlays = explanation.overlay()
+        for index, path in enumerate(paths):
+            relative = path.relative_to(base)
+            drawn = options.out / relative.with_name(relative.name + ".png")
+            drawn.parent.mkdir(parents=True, exist_ok=True)
+            drawing.save_png(overlays[index], drawn)
+            entries.append(_entry(explanation, index, path, drawn.relative_to(options.out)))
+        if options.maps:
+            (options.out / MAPS_FOLDER).mkdir(exist_ok=True)
+            explanation.save(options.out / MAPS_FOLDER / f"{number:06d}.npz")
+    record = {
+        "checkpoint": str(options.checkpoint),
+        "beta": options.beta,
+        "class_names": list(model.config.class_names),
+        "layers": list(model.layer_names),
+        "images": entries,
+        "rejected": rejected,
+    }
+    checkpoint.write_text(options.out / JSON_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    say(f"explained {len(entries)} of {len(files)} images; wrote {options.out / JSON_FILE} and an overlay for each")
+    return len(rejected)
+
+
+def info(options: argparse.Namespace, say: Say) -> None:
+    """`mhex-vision info`."""
+    import torchvision
+
+    import mhex_core
+    import mhex_vision
+
+    status = mhex_core.native.status()
+    devices = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"
+    say(f"mhex-vision {mhex_vision.__version__}, mhex-core {mhex_core.__version__}")
+    say(
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, {devices}, "
+        f"{torch.get_num_threads()} threads"
+    )
+    say(f"saliency: {status.backend} ({status.reason})")
+    if options.backbone is not None:
+        from mhex_vision import backbones
+
+        additions = surgery.trace(backbones.build(options.backbone, 2)).additions
+        say(f"{options.backbone}: {len(additions)} residual additions (sizes at 224 px)")
+        for at in ("downsample", "stage"):
+            chosen = surgery.choose(additions, at, with_last=True)
+            say(f"  at={at}: {', '.join(addition.name for addition in chosen)}")
+        for addition in additions:
+            say(f"  {addition.name}: {addition.channels} channels, {addition.size[0]} x {addition.size[1]}")
+    if options.checkpoint is not None:
+        model = MHEXClassifier.from_pretrained(options.checkpoint)
+        say(f"{options.checkpoint}:")
+        for line in model.config.to_json().splitlines()[1:-1]:
+            say(f"  {line.strip().rstrip(',')}")
+        say(f"  blocks: {', '.join(model.layer_names)}")
+        say(f"  parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
+
+
+def _image_files(source: Path) -> list[Path]:
+    """The file itself, or every file in a folder that is called like an image."""
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise FileNotFoundError(f"--input must be an image or a folder, and there is no {source}")
+    endings = Image.registered_extensions()
+    files = sorted(
+        path
+        for path in source.rglob("*")
+        if path.is_file() and path.suffix.lower() in endings and not path.name.startswith(".")
+    )
+    if not files:
+        raise ValueError(f"--input must hold images, and there is none in {source}")
+    return files
+
+
+def _batches(
+    files: list[Path], preprocessing: Preprocessing, size: int, reject: Callable[[Path, str], None]
+) -> Iterator[tuple[list[Path], torch.Tensor]]:
+    """Readable images, some at a time; the others go to `reject`."""
+    paths: list[Path] = []
+    images: list[torch.Tensor] = []
+    for path in files:
+        try:
+            images.append(preprocessing.load(path))
+        except UnreadableImageError as error:
+            reject(path, str(error))
+            continue
+        paths.append(path)
+        if len(paths) == size:
+            yield paths, torch.stack(images)
+            paths, images = [], []
+    if paths:
+        yield paths, torch.stack(images)
+
+
+def _class_index(target: str, model: MHEXClassifier) -> int:
+    names = model.config.class_names
+    if target in names:
+        return names.index(target)
+    if target.isdecimal() and int(target) < model.config.num_classes:
+        return int(target)
+    known = ", ".join(names) if names else f"a number below {model.config.num_classes}"
+    raise ValueError(f"--target must be one of the classes ({known}), got {target!r}")
+
+
+def _entry(explanation: Explanation, index: int, path: Path, overlay: Path) -> dict[str, Any]:
+    """One image's part of the JSON file."""
+    probabilities = explanation.probabilities[index]
+    prediction = int(explanation.prediction[index])
+    target = int(explanation.target[index])
+    heads = explanation.head_logits[:, index].argmax(dim=1)
+    return {
+        "file": str(path),
+        "overlay": overlay.as_posix(),
+        "prediction": explanation.label(prediction),
+        "probability": float(probabilities[prediction]),
+        "target": explanation.label(target),
+        "probabilities": {
+            explanation.label(label): float(probability) for label, probability in enumerate(probabilities)
+        },
+        "head_predictions": [explanation.label(int(head)) for head in heads],
+    }

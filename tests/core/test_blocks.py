@@ -1,0 +1,206 @@
+"""The block against the oracle, and what a mask, a layout or half precision must not change."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mhex_core import MHEXBlock, equivalent_matrix
+
+SHAPES = {
+    "tokens": (3, 7, 5),
+    "map": (3, 5, 4, 3),
+    "one pixel": (3, 5, 1, 1),
+    "vector": (3, 5),
+    "volume": (3, 5, 2, 3, 2),
+    "empty batch": (0, 5, 4, 3),
+}
+
+
+def make_block(dtype=torch.float64, **settings):
+    torch.manual_seed(0)
+    return MHEXBlock(5, 4, **settings).to(dtype)
+
+
+def make_inputs(shape, dtype=torch.float64, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2)]
+
+
+def positions_of(shape):
+    return shape[:2] if len(shape) == 3 else (shape[0], *shape[2:])
+
+
+def flat(result):
+    gated, output = result
+    return (gated, *output)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("activation", ["sum", "shortcut"])
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "masked"),
+    # A vector has no positions to mask, and the oracle stacks at least one sample.
+    [(shape, masked) for shape in SHAPES.values() for masked in (False, True) if shape[0] and len(shape) > 1 + masked],
+    ids=str,
+)
+def test_forward_equals_the_oracle(oracle, shape, gate, activation, masked, dtype, tolerance):
+    block = make_block(dtype, gate=gate, activation=activation)
+    x, r = make_inputs(shape, dtype)
+    mask = None
+    if masked:
+        mask = torch.rand(positions_of(shape), generator=torch.Generator().manual_seed(2)) > 0.4
+        mask[0] = False  # a sample without a single real position
+    expected = oracle.block(
+        block.gate.weight, block.head.weight, x, r, mask, gate=gate, activation=activation, tokens=len(shape) == 3
+    )
+    for ours, theirs in zip(flat(block(x, r, mask)), expected, strict=True):
+        assert ours.dtype == dtype
+        assert_close(ours.double(), torch.from_numpy(theirs), rtol=tolerance, atol=tolerance)
+
+
+def test_logits_are_the_equivalent_matrix_times_the_pooled_features():
+    block = make_block()
+    x, r = make_inputs(SHAPES["map"])
+    pooled = torch.relu(x.mean(dim=(2, 3)) + r.mean(dim=(2, 3)))
+    assert_close(block(x, r)[1].logits, pooled @ block.equivalent_matrix().T, rtol=1e-12, atol=1e-12)
+    assert_close(block.equivalent_matrix(), equivalent_matrix(block.gate.weight, block.head.weight), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_without_a_gate_the_shortcut_itself_comes_back(shape):
+    block = make_block(gate=False)
+    x, r = make_inputs(shape)
+    gated, output = block(x, r)
+    assert gated is x
+    assert_close(output.activation, r + x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_output_shapes_follow_the_input_also_for_an_empty_batch(shape):
+    gated, output = make_block()(*make_inputs(shape))
+    assert gated.shape == output.activation.shape == shape
+    assert output.hidden.shape == (shape[0], 5)
+    assert output.logits.shape == (shape[0], 4)
+
+
+@pytest.mark.parametrize("filling", [0.0, 1e30, float("nan"), float("inf")])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_is_not_felt_whatever_it_holds(filling, side):
+    block = make_block()
+    x, r = make_inputs((1, 4, 5))
+    padding = torch.full((1, 3, 5), filling, dtype=torch.float64)
+    order = (lambda real, pad: [real, pad]) if side == "right" else (lambda real, pad: [pad, real])
+    padded_x, padded_r = (torch.cat(order(value, padding), dim=1) for value in (x, r))
+    mask = torch.cat(order(torch.ones(1, 4), torch.zeros(1, 3)), dim=1)
+    gated, output = block(padded_x, padded_r, mask)
+    real = mask.bool()
+    plain_gated, plain = block(x, r)
+    assert_close(output.hidden, plain.hidden, rtol=1e-14, atol=1e-14)
+    assert_close(output.logits, plain.logits, rtol=1e-14, atol=1e-14)
+    assert_close(gated[real], plain_gated[0], rtol=1e-14, atol=1e-14)
+    assert_close(output.activation[real], plain.activation[0], rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64, torch.float32, torch.uint8])
+def test_mask_may_be_of_any_dtype(mask_dtype):
+    block = make_block()
+    x, r = make_inputs(SHAPES["tokens"])
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 0, 1, 1]])
+    assert_close(block(x, r, mask.to(mask_dtype)), block(x, r, mask.bool()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 5), (2, 5, 2, 3)], ids=str)
+def test_gradients_are_right_for_inputs_and_matrices(shape, masked):
+    block = make_block()
+    x, r = (value.abs().requires_grad_() for value in make_inputs(shape))  # away from the kink of the ReLU
+    mask = torch.ones(positions_of(shape))
+    mask[0, -1] = 0
+
+    def run(x, r, w1, w2):
+        return flat(torch.func.functional_call(block, {"gate.weight": w1, "head.weight": w2}, (x, r, given)))
+
+    given = mask if masked else None
+    weights = [weight.detach().clone().requires_grad_() for weight in (block.gate.weight, block.head.weight)]
+    assert torch.autograd.gradcheck(run, (x, r, *weights))
+
+
+def test_memory_layout_does_not_matter_and_channels_last_is_kept():
+    block = make_block()
+    x, r = make_inputs((2, 5, 4, 3))
+    expected = block(x, r)
+    last = block(x.contiguous(memory_format=torch.channels_last), r.contiguous(memory_format=torch.channels_last))
+    assert last[0].is_contiguous(memory_format=torch.channels_last)
+    strided = block(x.transpose(2, 3).contiguous().transpose(2, 3), r)
+    for other in (last, strided):
+        for ours, theirs in zip(flat(other), flat(expected), strict=True):
+            assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_half_precision_averages_survive_many_large_positions(dtype, masked):
+    """A sum of 1000 times 100 is infinite in float16, and bfloat16 cannot count to 1000."""
+    block = make_block(dtype)
+    x = torch.full((1, 1001, 5), 100.0, dtype=dtype)
+    mask = torch.ones(1, 1001) if masked else None
+    hidden = block(x, x, mask)[1].hidden
+    exact = make_block(dtype).double()(x.double(), x.double())[1].hidden
+    assert_close(hidden.double(), exact, rtol=1e-2, atol=1.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5), (2, 5, 4, 3)], ids=str)
+def test_autocast_stays_close_to_full_precision(shape):
+    block = make_block(torch.float32)
+    x, r = make_inputs(shape, torch.float32)
+    mask = torch.ones(positions_of(shape))
+    expected = flat(block(x, r, mask))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = flat(block(x, r, mask))
+    for ours, theirs in zip(result, expected, strict=True):
+        assert_close(ours.float(), theirs, rtol=3e-2, atol=3e-2)
+
+
+def test_no_layer_has_a_bias_and_the_matrices_have_the_stated_shapes():
+    block = MHEXBlock(5, 4)
+    assert {name: tuple(value.shape) for name, value in block.named_parameters()} == {
+        "gate.weight": (5, 5),
+        "head.weight": (4, 5),
+    }
+    assert "gated=True" in repr(block)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "error", "name"),
+    [
+        ((0, 2), {}, ValueError, "channels"),
+        ((True, 2), {}, TypeError, "channels"),
+        ((2.0, 2), {}, TypeError, "channels"),
+        ((2, 0), {}, ValueError, "num_classes"),
+        ((2, True), {}, TypeError, "num_classes"),
+        ((2, "3"), {}, TypeError, "num_classes"),
+        ((2, 2), {"gate": 1}, TypeError, "gate"),
+        ((2, 2), {"activation": "both"}, ValueError, "activation"),
+        ((2, 2), {"activation": None}, TypeError, "activation"),
+    ],
+)
+def test_bad_settings_are_named(arguments, settings, error, name):
+    with pytest.raises(error, match=name):
+        MHEXBlock(*arguments, **settings)
+
+
+@pytest.mark.parametrize(
+    ("x", "r", "mask", "name"),
+    [
+        ((2, 5, 3, 3), (2, 5, 3, 4), None, "branch"),
+        ((2, 4, 3, 3), (2, 4, 3, 3), None, "shortcut"),
+        ((2, 5, 7), (2, 5, 7), None, "shortcut"),  # rank 3 is tokens, (B, T, C)
+        ((5,), (5,), None, "shortcut"),
+        ((2, 7, 5), (2, 7, 5), (2, 6), "mask"),
+        ((2, 5, 3, 3), (2, 5, 3, 3), (2, 9), "mask"),
+    ],
+)
+def test_bad_shapes_are_named(x, r, mask, name):
+    with pytest.raises(ValueError, match=name):
+        make_block()(torch.zeros(x), torch.zeros(r), None if mask is None else torch.ones(mask))
