@@ -110,7 +110,8 @@ def test_an_empty_batch_gives_an_empty_result(make_layers, target, normalize):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 @pytest.mark.parametrize("kind", ["zero", "constant", "one pixel", "no weight"])
-def test_a_constant_map_gives_exact_zeros(kind, beta, dtype):
+@pytest.mark.parametrize("layer_weights", [None, [1.0, -1.0, -0.5]], ids=str)
+def test_a_constant_map_gives_exact_zeros(kind, layer_weights, beta, dtype):
     """Also where layers or signs cancel, and what is left is mostly the rounding of the resizing."""
     for seed in range(15):
         generator = torch.Generator().manual_seed(seed)
@@ -123,8 +124,8 @@ def test_a_constant_map_gives_exact_zeros(kind, beta, dtype):
         if kind == "no weight":
             activations = [torch.randn(activation.shape, generator=generator).to(dtype) for activation in activations]
             matrices = [torch.zeros_like(matrix) for matrix in matrices]
-        result = saliency_maps(activations, matrices, "all", size=(29, 23), beta=beta, tau_pos=0.0, tau_neg=0.0)
-        assert (result == 0).all()
+        settings = {"beta": beta, "tau_pos": 0.0, "tau_neg": 0.0, "layer_weights": layer_weights}
+        assert (saliency_maps(activations, matrices, "all", size=(29, 23), **settings) == 0).all()
 
 
 def test_layers_that_cancel_exactly_give_zeros(make_layers):
