@@ -89,3 +89,7 @@ def test_nothing_in_the_tree_is_a_path_of_one_machine():
         path = ROOT / name
         if path.suffix in (".py", ".md", ".toml", ".json", ".yml") and path.is_file() and path != Path(__file__):
             assert not pattern.search(path.read_text(encoding="utf-8")), name
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results():
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], check=True, timeout=120)

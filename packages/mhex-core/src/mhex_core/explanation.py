@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import json
 import operator
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mhex_core.files import write_atomically
 from mhex_core.options import SaliencyOptions
 from mhex_core.saliency import SignedMaps, combine_maps
 
@@ -166,10 +165,11 @@ class Explanation:
     def save(self, path: str | Path) -> Path:
         """Write everything to one file (a NumPy .npz archive); an interrupted write leaves nothing behind.
 
+        Half-precision tensors, which NumPy does not know all of, are kept as float32.
+
         Returns:
             The path written.
         """
-        path = Path(path)
         arrays: dict[str, np.ndarray[Any, Any]] = {}
         for name, value in self._tensors().items():
             for key, item in [(name, value)] if isinstance(value, Tensor) else _numbered(name, value):
@@ -177,15 +177,12 @@ class Explanation:
                 arrays[key] = (item.float() if item.dtype in (torch.float16, torch.bfloat16) else item).numpy()
         header = {"format": FORMAT, "version": FORMAT_VERSION, "options": asdict(self.options), **self._texts()}
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:  # by name, numpy would add an ending
                 np.savez_compressed(file, allow_pickle=False, **arrays)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        return path
+
+        return write_atomically(path, write)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -198,9 +195,15 @@ class Explanation:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"path must name a saved explanation, and there is no file {path}")
+        # Opened here: numpy forgets to close a file that turns out to be no archive; and a file that may not be read is
+        # not a damaged one.
+        with path.open("rb") as file:
+            return cls._read(file, path)
+
+    @classmethod
+    def _read(cls, file: BinaryIO, path: Path) -> Self:
         try:
-            # Opened here: numpy forgets to close a file that turns out to be no archive.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            with np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             header = json.loads(arrays.pop("header").tobytes())
             if header["format"] != FORMAT or header["version"] != FORMAT_VERSION:

@@ -1,12 +1,15 @@
 """Image classifiers that give a class-specific saliency map with every prediction."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from mhex_vision.classifier import ClassifierOutput, MHEXClassifier
-from mhex_vision.config import MHEXConfig
-from mhex_vision.data import Preprocessing, load_data
-from mhex_vision.deployment import DeployedClassifier
-from mhex_vision.explanation import Explanation
+if TYPE_CHECKING:
+    from mhex_vision.classifier import ClassifierOutput, MHEXClassifier
+    from mhex_vision.config import MHEXConfig
+    from mhex_vision.data import Preprocessing, load_data
+    from mhex_vision.deployment import DeployedClassifier
+    from mhex_vision.explanation import Explanation
 
 __version__ = version("mhex-vision")
 
@@ -19,3 +22,27 @@ __all__ = [
     "Preprocessing",
     "load_data",
 ]
+
+# Loaded when first asked for: torch takes seconds to import, and `mhex-vision --help` comes through here.
+_HOMES = {
+    "ClassifierOutput": "classifier",
+    "DeployedClassifier": "deployment",
+    "Explanation": "explanation",
+    "MHEXClassifier": "classifier",
+    "MHEXConfig": "config",
+    "Preprocessing": "data",
+    "load_data": "data",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

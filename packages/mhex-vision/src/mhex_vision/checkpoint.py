@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mhex_core.files import write_atomically
 from mhex_vision.config import MHEXConfig
 
 if TYPE_CHECKING:
@@ -21,25 +20,9 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path` and put it in place in one step; a failure leaves what was there."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files nobody else may read
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    write_atomically(path, lambda temporary: _discard(temporary.write_text(text, encoding="utf-8")))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -49,10 +32,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def write(model: MHEXClassifier, folder: Path) -> None:
-    """Write configuration and weights; each file is replaced in one step."""
+    """Write configuration and weights; both are complete before either replaces an older one."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS_FILE, model.state_dict())
-    write_text(folder / CONFIG_FILE, model.config.to_json())
+    text = model.config.to_json()
+
+    def write_both(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+        write_tensors(folder / WEIGHTS_FILE, model.state_dict())
+
+    write_atomically(folder / CONFIG_FILE, write_both)
 
 
 def locate(
@@ -158,13 +146,3 @@ def load_weights(model: nn.Module, folder: Path) -> None:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise ValueError(f"{path} belongs to another network: it {problem} {shown}")
     model.load_state_dict(tensors)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _discard(_: object) -> None:
-    """Drop a return value where a function without one is wanted."""

@@ -321,6 +321,44 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         checkpoint.load_weights(model, folder)
         return model.eval()
 
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        config: object = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write config.json, model.safetensors and, where there is none, a README.md.
+
+        A failure leaves the files of an earlier call as they were.
+
+        Args:
+            save_directory: The folder; made if it is not there.
+            config: Not used; the classifier's own configuration is written.
+            repo_id: With `push_to_hub`, the name of the repository on the hub; None means the folder's name.
+            push_to_hub: Whether to upload as well.
+            model_card_kwargs: What `huggingface_hub` is to fill the README.md with.
+            **push_to_hub_kwargs: Passed on to `push_to_hub`.
+
+        Returns:
+            The address of the upload, or None.
+        """
+        # Not the mixin's own, which deletes config.json before it writes anything.
+        del config
+        folder = Path(save_directory)
+        self._save_pretrained(folder)
+        card = folder / "README.md"
+        if not card.exists():
+            checkpoint.write_text(card, str(self.generate_model_card(**(model_card_kwargs or {}))))
+        if not push_to_hub:
+            return None
+        name = repo_id if repo_id is not None else folder.name
+        address: str = self.push_to_hub(repo_id=name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
+        return address
+
     def _save_pretrained(self, save_directory: Path) -> None:
         checkpoint.write(self, save_directory)
 

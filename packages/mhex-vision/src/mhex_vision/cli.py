@@ -11,11 +11,15 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import NoReturn
 
-from mhex_vision.config import Classifier, Objective
 from mhex_vision.recipes import RECIPES
-from mhex_vision.surgery import Placement
+
+# What `Placement`, `Classifier` and `Objective` allow, written out because their modules import torch, and `--help`
+# should not wait for that.
+PLACEMENTS = ("all", "downsample", "stage")
+CLASSIFIERS = ("drop", "keep")
+OBJECTIVES = ("layerwise", "joint")
 
 SOME_UNREADABLE = 3
 INTERRUPTED = 130
@@ -34,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        print(f"mhex-vision: interrupted{options.when_interrupted}", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, TypeError, RuntimeError, OSError, ImportError, MemoryError) as error:
+    except (ValueError, LookupError, TypeError, RuntimeError, OSError, ImportError, MemoryError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"mhex-vision: error: {text}", file=sys.stderr)
         return 1
@@ -50,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(when_interrupted="")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_explain(commands)
@@ -64,7 +69,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="train a classifier on images",
         description="Train a classifier that explains itself. A run that was stopped goes on when repeated.",
     )
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, when_interrupted="; the same command goes on from the last finished epoch")
     data = train.add_argument_group("data")
     data.add_argument(
         "--data",
@@ -81,13 +86,13 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--backbone", default="resnet18", metavar="NAME", help="torchvision name or timm/NAME (default: resnet18)"
     )
     network.add_argument("--weights", metavar="NAME", help="pretrained weights to start from, such as DEFAULT")
-    network.add_argument("--at", choices=get_args(Placement), default="all", help="which residual connections")
+    network.add_argument("--at", choices=PLACEMENTS, default="all", help="which residual connections")
     network.add_argument("--no-gate", action="store_true", help="heads only, no attention gates")
     network.add_argument("--freeze-backbone", action="store_true", help="train gates and heads alone")
-    network.add_argument("--classifier", choices=get_args(Classifier), default="drop", help="the network's own one")
+    network.add_argument("--classifier", choices=CLASSIFIERS, default="drop", help="the network's own one")
     network.add_argument(
         "--objective",
-        choices=get_args(Objective),
+        choices=OBJECTIVES,
         default="layerwise",
         help="layerwise: every head by itself; joint: their decayed sum (default: layerwise)",
     )
@@ -159,6 +164,7 @@ def _train(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     from mhex_vision.commands import explain
 
+    _one_line_warnings()
     return SOME_UNREADABLE if explain(options, _say, _complain) else 0
 
 

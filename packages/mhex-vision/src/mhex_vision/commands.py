@@ -82,7 +82,7 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
     """`mhex-vision explain`; returns how many images could not be read."""
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
-    files = _image_files(options.input)
+    files = _image_files(options.input, options.out)
     model = MHEXClassifier.from_pretrained(options.checkpoint)
     preprocessing = model.config.preprocessing
     if preprocessing is None:
@@ -158,17 +158,24 @@ def info(options: argparse.Namespace, say: Say) -> None:
         say(f"  parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
 
 
-def _image_files(source: Path) -> list[Path]:
-    """The file itself, or every file in a folder that is called like an image."""
+def _image_files(source: Path, out: Path) -> list[Path]:
+    """The file itself, or every file in a folder that is called like an image; not what an earlier call wrote there."""
     if source.is_file():
         return [source]
     if not source.is_dir():
         raise FileNotFoundError(f"--input must be an image or a folder, and there is no {source}")
-    endings = Image.registered_extensions()
+    # What Pillow can only write (PDF, say) is not meant.
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    written = out.resolve()
+    if written == source.resolve():
+        raise ValueError(f"--out must be another folder than --input, got {out} for both")
     files = sorted(
         path
         for path in source.rglob("*")
-        if path.is_file() and path.suffix.lower() in endings and not path.name.startswith(".")
+        if path.suffix.lower() in endings
+        and not any(part.startswith(".") for part in path.relative_to(source).parts)
+        and path.is_file()
+        and written not in path.resolve().parents
     )
     if not files:
         raise ValueError(f"--input must hold images, and there is none in {source}")

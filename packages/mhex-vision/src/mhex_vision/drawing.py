@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mhex_vision.checkpoint import write_atomically
+from mhex_core.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

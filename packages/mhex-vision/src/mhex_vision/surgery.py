@@ -10,6 +10,7 @@ plain function of (backbone, images, blocks): the backbone stays the module it w
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
 
 from mhex_core import BlockOutput
 
@@ -193,13 +195,19 @@ def forbid_in_place(backbone: nn.Module) -> None:
 def drop_unused(backbone: nn.Module, used: set[str]) -> None:
     """Take away the parameters and buffers that no compiled forward pass reaches; modules stay where they are.
 
-    The network can so be traced again, when a copy is compiled, and nothing idle is trained, saved or sent around.
+    The network can so be traced again, when a copy is compiled, and nothing idle is trained, saved or sent around. What
+    the forward of a container computes with must be there when it is traced, so that is only excluded from training.
     """
     for prefix, module in backbone.named_modules():
+        container = next(module.children(), None) is not None
         for entries in (module._parameters, module._buffers):
-            for name in entries:
+            for name, value in entries.items():
                 path = f"{prefix}.{name}" if prefix else name
-                if not any(path == other or path.startswith(f"{other}.") for other in used):
+                if value is None or any(path == other or path.startswith(f"{other}.") for other in used):
+                    continue
+                if container:
+                    value.requires_grad_(requires_grad=False)
+                else:
                     entries[name] = None
 
 
@@ -221,19 +229,69 @@ def _symbolic_trace(backbone: nn.Module) -> fx.Graph:
         raise ValueError(
             f"backbone {type(backbone).__name__} cannot be traced by torch.fx: {type(error).__name__}: {error}"
         ) from error
-    for node in graph.nodes:
-        _out_of_place(node)
+    _rewrite_in_place(backbone, graph)
     return graph
 
 
-def _out_of_place(node: fx.Node) -> None:
-    """`F.relu(x, inplace=True)` and `x.relu_()` would overwrite what saliency reads; the value is the same without."""
-    if node.op == "call_function" and node.kwargs.get("inplace") is True:
-        node.kwargs = {**node.kwargs, "inplace": False}
-    if node.op == "call_method" and node.target in ("relu_", "sigmoid_", "tanh_", "add_", "mul_", "clamp_"):
-        node.target = str(node.target).rstrip("_")
-    if node.op == "call_function" and node.target in (operator.iadd, operator.imul):
-        node.target = operator.add if node.target is operator.iadd else operator.mul
+def _rewrite_in_place(backbone: nn.Module, graph: fx.Graph) -> None:
+    """Take every in-place operation's value instead of its effect: it would overwrite what saliency reads.
+
+    Whoever reads the overwritten tensor later reads the operation's result in its place, so nothing else changes.
+    """
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if not node.args or not isinstance(node.args[0], fx.Node):
+            continue
+        overwritten = node.args[0]
+        later = [user for user in overwritten.users if order[user] > order[node]]
+        if node.op == "call_module" and getattr(backbone.get_submodule(str(node.target)), "inplace", False) is True:
+            # A copy of the classifier is traced without the flag, so the graph cannot be what remembers this.
+            if later:
+                raise ValueError(
+                    f"backbone {type(backbone).__name__} reads the input of {node.target} again after {node.target} has "
+                    "overwritten it in place; build it with inplace=False"
+                )
+        elif _out_of_place(node):
+            for user in later:
+                user.replace_input_with(overwritten, node)
+
+
+def _out_of_place(node: fx.Node) -> bool:
+    """Make a function or method that overwrites its first argument one that does not; say whether it was such."""
+    if node.op == "call_method":
+        name = str(node.target)
+        if not _marked_in_place(name) or not hasattr(Tensor, name[:-1]):
+            return False
+        node.target = name[:-1]
+        return True
+    if node.op != "call_function" or not callable(node.target):
+        return False
+    name = getattr(node.target, "__name__", "")
+    if getattr(operator, name, None) is node.target and name.startswith("i") and hasattr(operator, name[1:]):
+        # operator.iadd and its kin; is_, invert and the like have no name of an operator after their first letter.
+        node.target = getattr(operator, name[1:])
+        return True
+    if _marked_in_place(name):
+        plain = getattr(F, name[:-1], None) or getattr(torch, name[:-1], None)
+        if plain is None:
+            return False
+        node.target = plain
+        return True
+    if getattr(F, name, None) is not node.target:
+        return False
+    try:
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):  # a built-in without a signature, none of which has the flag
+        return False
+    if given.arguments.get("inplace") is not True:
+        return False
+    given.arguments["inplace"] = False
+    node.args, node.kwargs = given.args, given.kwargs
+    return True
+
+
+def _marked_in_place(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")
 
 
 def _propagate_shapes(backbone: nn.Module, graph: fx.Graph, image_size: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader, Sampler
@@ -123,8 +124,8 @@ def train(
         on_epoch: Called after each epoch, on the main process.
 
     Raises:
-        ValueError: `out` holds a different run, or the model has another number of classes than the data.
-        RuntimeError: The loss is no longer finite.
+        ValueError: `out` holds a different or damaged run, or the model has another number of classes than the data.
+        RuntimeError: The loss is no longer finite, or no batch holds two readable images.
     """
     if isinstance(model, MHEXClassifier):
         if model.config.num_classes != data.num_classes:
@@ -132,6 +133,8 @@ def train(
         if model.config.multi_label != data.multi_label:
             raise ValueError(f"model has multi_label={model.config.multi_label} and data {data.multi_label}")
         model.with_metadata(class_names=data.class_names, preprocessing=data.preprocessing)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
     run = _Run(model, data, recipe, Path(out), seed=seed, workers=workers, overwrite=overwrite)
     return run.finish(on_epoch)
 
@@ -168,7 +171,7 @@ class _Run:
         workers: int,
         overwrite: bool,
     ) -> None:
-        self.accelerator = Accelerator(mixed_precision=_precision(recipe))
+        self.accelerator = _accelerator(_precision(recipe))
         self.data, self.recipe, self.out, self.seed = data, recipe, out, seed
         self.network = model
         self.loss: _Judge
@@ -199,6 +202,8 @@ class _Run:
     def finish(self, on_epoch: Callable[[Epoch], None] | None) -> TrainingResult:
         """Go on from where the files say, to the end."""
         if self.finished is not None:
+            if self.accelerator.is_main_process:  # there after a kill between the result and the tidying up
+                (self.out / RESUME_FILE).unlink(missing_ok=True)
             checkpoint.load_weights(self.network, self.out)
             self.network.eval()
             return self.finished
@@ -219,6 +224,8 @@ class _Run:
             if on_epoch is not None and self.accelerator.is_main_process:
                 on_epoch(epoch)
         self.accelerator.wait_for_everyone()
+        # Mixed precision is for training: what is judged and handed back is the network as it will be loaded.
+        self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
         checkpoint.load_weights(self.network, self.out)
         self.network.eval()
         test = None if self.data.test is None else self._judge(self.data.test)
@@ -261,7 +268,9 @@ class _Run:
             self.accelerator.backward(loss)
             self.prepared_optimizer.step()
             losses.append(loss.detach())
-        mean = float(self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean")) if losses else math.nan
+        if not losses:
+            raise RuntimeError("no batch of training images holds two that can be read, and batch statistics need two")
+        mean = float(self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
         if not math.isfinite(mean):
             raise RuntimeError(f"the loss of epoch {index + 1} is {mean}; lower the learning rate")
         validation = None if self.data.validation is None else self._judge(self.data.validation)
@@ -332,17 +341,24 @@ class _Run:
         path = self.out / RESUME_FILE
         if not path.is_file():
             return None
-        tensors = checkpoint.read_tensors(path)
-        progress = json.loads(checkpoint.read_metadata(path)["progress"])
-        self.network.load_state_dict(_below("model.", tensors))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _below("optimizer.", tensors).items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.history = [_epoch(entry) for entry in progress["history"]]
-        self.best_epoch = progress["best_epoch"]
-        return cast("dict[str, Any] | None", progress["scaler"])
+        try:
+            tensors = checkpoint.read_tensors(path)
+            progress = json.loads(checkpoint.read_metadata(path)["progress"])
+            self.network.load_state_dict(_below("model.", tensors))
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in _below("optimizer.", tensors).items():
+                index, _, key = name.partition(".")
+                state.setdefault(int(index), {})[key] = value
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            self.history = [_epoch(entry) for entry in progress["history"]]
+            self.best_epoch = progress["best_epoch"]
+            return cast("dict[str, Any] | None", progress["scaler"])
+        except (ValueError, LookupError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"the run in {self.out} cannot go on, because {path.name} is damaged or something else; delete that "
+                "file, or allow to overwrite, to start from the first epoch"
+            ) from error
 
     def _claim(self, *, overwrite: bool) -> None:
         """Make the folder this run's, or find out that it is already, or refuse."""
@@ -461,7 +477,10 @@ def _tally(network: nn.Module, loader: DataLoader[Batch], data: DataBundle, devi
     judge = DeepSupervisionLoss(multi_label=data.multi_label, reduction="none")
     was_training = network.training
     network.eval()
-    total: Tensor | None = None
+    # float64 where there is one; Apple's accelerator has none.
+    exact = torch.float32 if device.type == "mps" else torch.float64
+    heads_of = len(network.blocks) if isinstance(network, MHEXClassifier) else 0
+    total = torch.zeros(3 + heads_of, dtype=exact, device=device)
     with torch.no_grad():
         for batch in loader:
             images = data.preprocessing.normalize(batch.images.to(device))
@@ -475,12 +494,8 @@ def _tally(network: nn.Module, loader: DataLoader[Batch], data: DataBundle, devi
                 loss.mean(dim=1).sum() if data.multi_label else loss.sum(),
                 *(_right(each, labels, multi_label=data.multi_label) for each in (logits, *heads)),
             ]
-            # float64 where there is one; Apple's accelerator has none.
-            counted = torch.stack(values).to(torch.float32 if device.type == "mps" else torch.float64)
-            total = counted if total is None else total + counted
+            total += torch.stack(values).to(exact)
     network.train(was_training)
-    if total is None:
-        raise ValueError("images must hold at least one image, got none")
     return total
 
 
@@ -492,12 +507,21 @@ def _right(logits: Tensor, labels: Tensor, *, multi_label: bool) -> Tensor:
 
 def _metrics(tally: Tensor) -> Metrics:
     count, loss, right, *heads = tally.tolist()
+    if not count:
+        raise ValueError("images must hold at least one that can be read, got none")
     return Metrics(
         loss=loss / count,
         accuracy=right / count,
         head_accuracy=tuple(head / count for head in heads),
         images=int(count),
     )
+
+
+def _accelerator(precision: str) -> Accelerator:
+    # The precision is kept for the whole process, and accelerate refuses another one; a run chooses for itself.
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=precision)
 
 
 def _precision(recipe: Recipe) -> str:

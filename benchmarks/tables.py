@@ -1,0 +1,88 @@
+"""Writes the README's tables from benchmarks/results/*.json; `--check` only says whether they are up to date."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import common
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def bloodmnist(record: dict[str, Any]) -> list[str]:
+    """Accuracy and minutes of plain, layerwise and joint networks, and of heads on the frozen one."""
+    lines = ["| network | test accuracy % | each head, shallow to deep (mean %) | minutes (median) |", "|---|---|---|---|"]
+    names = {
+        "plain": "plain ResNet-18",
+        "layerwise": "MHEX `layerwise`",
+        "joint": "MHEX `joint`",
+        "frozen": "heads on the frozen plain one",
+    }
+    for kind, name in names.items():
+        runs = [run for run in record["runs"] if run["kind"] == kind]
+        accuracy = common.spread([run["test"]["accuracy"] for run in runs], scale=100)
+        heads = zip(*(run["test"]["head_accuracy"] for run in runs), strict=True)
+        shown = " ".join(f"{100 * statistics.mean(head):.1f}" for head in heads) or "-"
+        minutes = statistics.median(run["seconds"] / 60 if kind == "frozen" else run["minutes"] for run in runs)
+        if kind == "frozen":
+            same = "identical" if all(run["identical"] for run in runs) else "NOT IDENTICAL"
+            accuracy = f"{accuracy} ({same} predictions)"
+        lines.append(f"| {name} | {accuracy} | {shown} | {minutes:.1f} |")
+    return lines
+
+
+def lesions(record: dict[str, Any]) -> list[str]:
+    """Localisation of the aggregate, each head and the maps without a model."""
+    objectives = list(dict.fromkeys(run["objective"] for run in record["runs"]))
+    lines = [
+        "| map | " + " | ".join(f"{name}: pointing %, mass inside %" for name in objectives) + " |",
+        "|---" * (1 + len(objectives)) + "|",
+    ]
+    for name in record["runs"][0]["localization"]:
+        cells = []
+        for objective in objectives:
+            scores = [run["localization"][name] for run in record["runs"] if run["objective"] == objective]
+            cells.append(
+                ", ".join(
+                    common.spread([score[key] for score in scores], scale=100, digits=1) for key in ("pointing", "mass")
+                )
+            )
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def render(text: str) -> str:
+    """The README with its tables as the results have them."""
+    for name, table in (("bloodmnist", bloodmnist), ("lesions", lesions)):
+        record = json.loads((common.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        seeds = len({run["seed"] for run in record["runs"]})
+        shape = f"{record['machine']['cores']} cores, torch {record['machine']['torch']}, {seeds} seeds, mean ± deviation"
+        body = "\n".join([*table(record), "", f"`{record['command']}` ({shape})"])
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", flags=re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"the README has no place for the table {name!r}")
+        text = pattern.sub(lambda found, body=body: found[1] + body + found[2], text)
+    return text
+
+
+def main() -> None:
+    """Rewrite the tables, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    text = README.read_text(encoding="utf-8")
+    fresh = render(text)
+    if check and fresh != text:
+        sys.exit("the README's tables are not those of benchmarks/results; run python benchmarks/tables.py")
+    if not check:
+        README.write_text(fresh, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
