@@ -13,15 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import common
 import torch
+from torch import Tensor
+
+import common
 from mhex_core import SaliencyOptions, SignedMaps, combine_maps, signed_maps
 from mhex_vision import MHEXClassifier, load_data
 from mhex_vision.data.sets import ArrayImages, DataBundle
 from mhex_vision.localization import centre_gaussian, mass_inside, pointing_game, random_maps
 from mhex_vision.recipes import RECIPES
 from mhex_vision.training import train
-from torch import Tensor
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "aggregate (default)": {},
@@ -84,7 +85,8 @@ def _maps(model: MHEXClassifier, data: DataBundle, test: ArrayImages) -> Iterato
     activations: list[list[Tensor]] = []
     with torch.inference_mode():
         for part in torch.split(test.images, 128):
-            activations.append(list(model(data.preprocessing.normalize(part)).activations))
+            output = model(data.preprocessing.normalize(part))
+            activations.append(list(output.activations))
         layers = [torch.cat(parts) for parts in zip(*activations, strict=True)]
         for name, changes in SETTINGS.items():
             options = SaliencyOptions(**changes)
