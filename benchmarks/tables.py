@@ -18,7 +18,7 @@ README = Path(__file__).parents[1] / "README.md"
 def bloodmnist(record: dict[str, Any]) -> list[str]:
     """Accuracy and minutes of plain, layerwise and joint networks, and of heads on the frozen one."""
     lines = [
-        "| network | test accuracy % | each head, shallow to deep (mean %) | seconds per epoch (fastest) | minutes in all (median) |",
+        "| network | test accuracy % | each head, shallow to deep (mean %) | fastest epoch, s | minutes (median) |",
         "|---|---|---|---|---|",
     ]
     names = {

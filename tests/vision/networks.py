@@ -51,7 +51,7 @@ def functional_relu_statement(features):
 ACTIVATIONS = {
     "F.relu": F.relu,
     "F.relu in place": lambda features: F.relu(features, inplace=True),
-    "F.relu in place, by position": lambda features: F.relu(features, True),  # noqa: FBT003
+    "F.relu in place, by position": lambda features: F.relu(features, True),
     "F.relu_": F.relu_,
     "torch.relu_": torch.relu_,
     "Tensor.relu_": lambda features: features.relu_(),

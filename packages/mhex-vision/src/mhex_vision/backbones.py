@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from http.client import HTTPException
 from typing import Any
 
 from torch import nn
@@ -9,6 +11,9 @@ from torch import nn
 from mhex_vision.surgery import TracedNetwork
 
 TIMM_PREFIX = "timm/"
+
+# What comes of no network, of one that breaks off, and of a file that did not arrive whole.
+_FETCHING_ERRORS = (OSError, HTTPException, EOFError, RuntimeError, pickle.UnpicklingError)
 
 
 def build(name: str, num_classes: int, *, weights: str | None = None) -> nn.Module:
@@ -31,7 +36,8 @@ def build(name: str, num_classes: int, *, weights: str | None = None) -> nn.Modu
 
     known = models.list_models(module=models)
     if name not in known:
-        close = ", ".join(known_name for known_name in known if known_name.startswith(name[:4])) or "resnet18, resnet50"
+        similar = [known_name for known_name in known if name and known_name.startswith(name[:4])]
+        close = ", ".join(similar) or "resnet18, resnet50"
         raise ValueError(
             f"backbone must be a torchvision classification network or 'timm/NAME', got {name!r}; close: {close}"
         )
@@ -45,7 +51,7 @@ def build(name: str, num_classes: int, *, weights: str | None = None) -> nn.Modu
         raise ValueError(f"weights must be one of {offered} for {name!r}, got {weights!r}") from error
     try:
         pretrained: nn.Module = models.get_model(name, weights=chosen)
-    except OSError as error:
+    except _FETCHING_ERRORS as error:
         raise OSError(f"the weights {weights!r} of {name!r} could not be fetched: {error}") from error
     return pretrained
 

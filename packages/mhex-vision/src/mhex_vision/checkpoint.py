@@ -28,7 +28,13 @@ def write_text(path: Path, text: str) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file atomically."""
     whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(whole, temporary, metadata=dict(metadata or {})))
+
+    def write_whole(temporary: Path) -> None:
+        mode = temporary.stat().st_mode
+        save_file(whole, temporary, metadata=dict(metadata or {}))
+        temporary.chmod(mode)  # safetensors puts a file there that nobody else may read
+
+    write_atomically(path, write_whole)
 
 
 def write(model: MHEXClassifier, folder: Path) -> None:
@@ -80,7 +86,7 @@ def locate(
             )
         )
     except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
             f"there is no folder {name}, and it could not be fetched from the hub: {reason}"
         ) from error

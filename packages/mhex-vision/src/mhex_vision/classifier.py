@@ -55,7 +55,6 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
     Args:
         config: The settings.
         backbone: The network; it becomes part of the classifier and is changed in place, so hand over a copy.
-        image_size: Side of the images the network is probed with once.
 
     Attributes:
         config: The settings, frozen.
@@ -64,9 +63,9 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         layer_names: Where they sit, such as "layer1.0".
     """
 
-    def __init__(self, config: MHEXConfig, backbone: nn.Module, *, image_size: int = 224) -> None:
+    def __init__(self, config: MHEXConfig, backbone: nn.Module) -> None:
         super().__init__()
-        traced = surgery.trace(backbone, image_size=image_size)
+        traced = surgery.trace(backbone, image_size=config.image_size)
         keep = config.classifier == "keep"
         if keep and backbones.set_num_classes(backbone, traced, config.num_classes):
             if config.freeze_backbone and not config.gate:
@@ -74,7 +73,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
                     f"num_classes is {config.num_classes}, and the backbone to be frozen has another number of "
                     "outputs; a frozen classifier keeps its classes"
                 )
-            traced = surgery.trace(backbone, image_size=image_size)
+            traced = surgery.trace(backbone, image_size=config.image_size)
         self._additions = surgery.choose(traced.additions, config.at, with_last=not keep)
         surgery.forbid_in_place(backbone)
         self.config = config
@@ -154,8 +153,9 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             decay=decay,
             activation=activation,
             multi_label=multi_label,
+            image_size=image_size,
         )
-        return cls(config, backbone, image_size=image_size)
+        return cls(config, backbone)
 
     def forward(self, images: Tensor) -> ClassifierOutput:
         """Classify.
@@ -313,11 +313,14 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         config = checkpoint.read_config(folder)
         if backbone is None and config.backbone is None:
             raise ValueError(f"{folder} was saved from a module of your own; pass the network as backbone=...")
-        if backbone is not None:
-            network = copy.deepcopy(backbone)
-        else:
-            network = backbones.build(str(config.backbone), config.num_classes)
-        model = cls(config, network)
+        try:
+            if backbone is not None:
+                network = copy.deepcopy(backbone)
+            else:
+                network = backbones.build(str(config.backbone), config.num_classes)
+            model = cls(config, network)
+        except ValueError as error:
+            raise ValueError(f"{folder / checkpoint.CONFIG_FILE} cannot be used: {error}") from error
         checkpoint.load_weights(model, folder)
         return model.eval()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -34,6 +34,7 @@ class MHEXConfig:
         decay: Of that sum.
         activation: What saliency reads: the "sum" of a residual addition or its gated "shortcut".
         multi_label: Whether classes are independent of each other (sigmoid instead of softmax).
+        image_size: Side of the images the network is probed with once, to learn the shapes inside it.
         class_names: K names, or empty.
         preprocessing: How image files become network inputs, where it is known.
     """
@@ -48,16 +49,19 @@ class MHEXConfig:
     decay: float = 0.8
     activation: Activation = "sum"
     multi_label: bool = False
+    image_size: int = 224
     class_names: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = field(default=None)
 
     def __post_init__(self) -> None:
         if self.backbone is not None and not isinstance(self.backbone, str):
             raise TypeError(f"backbone must be a name or None, got {type(self.backbone).__name__}")
-        if isinstance(self.num_classes, bool) or not isinstance(self.num_classes, int):
-            raise TypeError(f"num_classes must be an int, got {type(self.num_classes).__name__}")
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        for name in ("num_classes", "image_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         for name in ("gate", "freeze_backbone", "multi_label"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
@@ -67,6 +71,9 @@ class MHEXConfig:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0 <= self.decay <= 1:
             raise ValueError(f"decay must be a number in [0, 1], got {self.decay!r}")
+        names: object = self.class_names
+        if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+            raise TypeError(f"class_names must be a sequence of texts, got {names!r}")
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names must hold {self.num_classes} names, got {len(self.class_names)}")
@@ -86,7 +93,7 @@ class MHEXConfig:
         """
         try:
             values: Any = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"not JSON ({error})") from error
         if not isinstance(values, Mapping) or "mhex_vision_format" not in values:
             raise ValueError("not the configuration of an MHEX classifier (no key 'mhex_vision_format')")
@@ -94,6 +101,9 @@ class MHEXConfig:
         if version != FORMAT_VERSION:
             raise ValueError(f"format {version!r} is not {FORMAT_VERSION}, the one this version reads")
         known = {entry.name for entry in fields(cls)}
+        missing = sorted({"backbone", "num_classes"} - set(values))
+        if missing:
+            raise ValueError(f"keys {', '.join(missing)} are missing")
         unknown = sorted(set(values) - known - {"mhex_vision_format"})
         if unknown:
             raise ValueError(f"unknown keys {', '.join(unknown)}")

@@ -248,8 +248,8 @@ def _rewrite_in_place(backbone: nn.Module, graph: fx.Graph) -> None:
             # A copy of the classifier is traced without the flag, so the graph cannot be what remembers this.
             if later:
                 raise ValueError(
-                    f"backbone {type(backbone).__name__} reads the input of {node.target} again after {node.target} has "
-                    "overwritten it in place; build it with inplace=False"
+                    f"backbone {type(backbone).__name__} reads the input of {node.target} again after it was "
+                    "overwritten in place; build that module with inplace=False"
                 )
         elif _out_of_place(node):
             for user in later:

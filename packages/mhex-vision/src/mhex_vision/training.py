@@ -304,7 +304,7 @@ class _Run:
             return True
         new, old = epoch.validation, best.validation
         if self.recipe.monitor == "loss":
-            return new.loss < old.loss
+            return new.loss < old.loss or math.isnan(old.loss)
         return (new.accuracy, -new.loss) > (old.accuracy, -old.loss)
 
     def _is_stale(self) -> bool:
@@ -385,12 +385,13 @@ class _Run:
                     test=_metrics_from(result["test"]),
                 )
             return
-        if any((self.out / name).exists() for name in (checkpoint.WEIGHTS_FILE, RESUME_FILE)) and not overwrite:
+        written_here = (checkpoint.WEIGHTS_FILE, checkpoint.CONFIG_FILE, RESUME_FILE, LOG_FILE)
+        if any((self.out / name).exists() for name in written_here) and not overwrite:
             raise ValueError(f"{self.out} holds something else; choose another folder, or allow to overwrite it")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            (self.out / RESUME_FILE).unlink(missing_ok=True)
-            (self.out / checkpoint.WEIGHTS_FILE).unlink(missing_ok=True)
+            for name in written_here:
+                (self.out / name).unlink(missing_ok=True)
             self._write_log(None)
         self.accelerator.wait_for_everyone()
 

@@ -1,0 +1,78 @@
+"""The main job on real images: train for an epoch on blood cells, explain photographs of such cells."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mhex_vision import Explanation
+
+DATA = Path(os.environ.get("MHEX_DATA", ""))
+CLASSES = 8
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("MHEX_DATA") or not (DATA / "medmnist" / "bloodmnist.npz").is_file(),
+    reason="needs real images: MHEX_DATA must name a folder with medmnist/bloodmnist.npz",
+)
+
+
+def run(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "mhex_vision.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "blood"
+    data = ("--data", "bloodmnist", "--root", DATA / "medmnist", "--no-download")
+    run("train", *data, "--epochs", 1, "--seed", 0, "--out", out)
+    return out
+
+
+def test_one_epoch_is_enough_to_tell_most_cells_apart(trained):
+    test = json.loads((trained / "run.json").read_text())["result"]["test"]
+    assert test["images"] == 3421
+    assert test["accuracy"] > 0.7
+    assert len(test["head_accuracy"]) == 8  # the residual additions of a ResNet-18
+    assert test["head_accuracy"][-1] == test["accuracy"]
+
+
+def test_photographs_of_cells_are_explained(trained, tmp_path):
+    source = DATA / "blood224" / "test"
+    if not source.is_dir():
+        pytest.skip("needs photographs: MHEX_DATA has no folder blood224/test")
+    for folder in sorted(source.iterdir()):
+        (tmp_path / "cells" / folder.name).mkdir(parents=True)
+        for path in sorted(folder.glob("*.jpg"))[:3]:
+            shutil.copy(path, tmp_path / "cells" / folder.name)
+    out = tmp_path / "out"
+    run("explain", "--checkpoint", trained, "--input", tmp_path / "cells", "--out", out, "--maps")
+
+    record = json.loads((out / "explanations.json").read_text())
+    entries = record["images"]
+    assert (len(entries), record["rejected"]) == (3 * CLASSES, [])
+    # The folders are called after the cells, as the classes are; "ig" stands for immature granulocytes.
+    right = [Path(entry["file"]).parent.name[:5] == entry["prediction"][:5] for entry in entries]
+    assert sum(right) > len(entries) / 3  # by chance: an eighth
+    for entry in entries:
+        assert sum(entry["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        with Image.open(out / entry["overlay"]) as overlay:
+            assert overlay.size == (28, 28)
+    explanation = Explanation.load(out / "maps" / "000000.npz")
+    assert explanation.saliency.shape == (len(entries), 28, 28)
+    assert float(explanation.saliency.min()) >= 0
+    assert float(explanation.saliency.max()) <= 1
+    assert float(explanation.saliency.flatten(1).std(dim=1).min()) > 0.01  # maps, not blanks
