@@ -1,7 +1,7 @@
 """BloodMNIST: does a network that explains itself classify as well as a plain one, and what does it cost?
 
 A plain ResNet-18, MHEX `layerwise` and MHEX `joint` on the same recipe and seeds; then heads alone on the frozen plain
-network. Every run goes through `mhex_vision.training.train`.
+network. Every run goes through `mhex_vision.train`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ import torchvision
 from torch import nn
 
 import common
-from mhex_vision import MHEXClassifier, load_data
-from mhex_vision.recipes import RECIPES
-from mhex_vision.training import train
+from mhex_vision import RECIPES, MHEXClassifier, load_data, train
 
 KINDS = ("plain", "layerwise", "joint")
 

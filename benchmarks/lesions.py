@@ -1,7 +1,8 @@
 """Where does saliency lie, when the truth is known? Pointing game and mass inside the mask on `synthetic-lesions`.
 
 For each objective and seed a ResNet-18 is trained with the demo's recipe. On the test images, for the true class: every
-head alone, the aggregate with default settings, what one changed setting does to it, and maps that need no model.
+head alone, the aggregate with default settings, what one changed setting does to it, the true mask made as coarse as each
+layer, and maps that need no model.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import common
 from mhex_core import SaliencyOptions, SignedMaps, combine_maps, signed_maps
-from mhex_vision import MHEXClassifier, load_data
+from mhex_vision import RECIPES, MHEXClassifier, load_data, train
 from mhex_vision.data.sets import ArrayImages, DataBundle
 from mhex_vision.localization import centre_gaussian, mass_inside, pointing_game, random_maps
-from mhex_vision.recipes import RECIPES
-from mhex_vision.training import train
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "aggregate (default)": {},
@@ -96,6 +96,13 @@ def _maps(model: MHEXClassifier, data: DataBundle, test: ArrayImages) -> Iterato
         for index, name in enumerate(model.layer_names):
             alone = SignedMaps((evidence.positive[index],), (evidence.negative[index],))
             yield f"head {index + 1} ({name})", combine_maps(alone, size=size)
+    if test.masks is None:
+        raise SystemExit("the lesions have no masks")
+    # What the truth itself scores once it is as coarse as a layer: no head of that size can be expected to do better.
+    for cells in sorted({layer.shape[-1] for layer in layers}, reverse=True):
+        coarse = F.adaptive_avg_pool2d(test.masks.float().unsqueeze(1), cells)
+        resized = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
+        yield f"the true mask at {cells} x {cells}", resized.squeeze(1)
     yield "random", random_maps(len(test), size)
     yield "centre Gaussian", centre_gaussian(len(test), size)
 

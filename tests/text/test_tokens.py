@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from mhex_core import token_saliency
-from mhex_text import score_mask, word_scores
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from mhex_core import token_saliency
+from mhex_text import score_mask, word_scores
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "un", "##believ", "##able", "good", "film", ",", "not", "bad"]
 

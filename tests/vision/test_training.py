@@ -26,8 +26,9 @@ from mhex_vision.data import DataBundle, Preprocessing, UnreadableImageWarning
 from mhex_vision.data.folders import folder_bundle
 from mhex_vision.data.lesions import lesions_bundle
 from mhex_vision.data.sets import ArrayImages
+from mhex_vision.evaluation import IndexBatches, Metrics, evaluate
 from mhex_vision.recipes import Recipe
-from mhex_vision.training import Metrics, evaluate, train
+from mhex_vision.training import train
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=3e-3)
 MOMENTS = ("after epoch 1", "inside epoch 2", "while files are written")
@@ -428,9 +429,9 @@ def test_several_labels_are_judged_answer_by_answer(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_batches_share_the_images_out(count, batch_size, world):
-    judging = [training._Batches(count, batch_size, rank=rank, world=world) for rank in range(world)]
+    judging = [IndexBatches(count, batch_size, rank=rank, world=world) for rank in range(world)]
     assert sorted(index for part in judging for batch in part for index in batch) == list(range(count))
-    shuffled = [training._Batches(count, batch_size, seed=0, rank=rank, world=world) for rank in range(world)]
+    shuffled = [IndexBatches(count, batch_size, seed=0, rank=rank, world=world) for rank in range(world)]
     batches = [list(part) for part in shuffled]
     assert {index for part in batches for batch in part for index in batch} == set(range(count))
     sizes = [[len(batch) for batch in part] for part in batches]

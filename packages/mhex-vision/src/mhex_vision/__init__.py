@@ -9,18 +9,27 @@ if TYPE_CHECKING:
     from mhex_vision.config import MHEXConfig
     from mhex_vision.data import Preprocessing, load_data
     from mhex_vision.deployment import DeployedClassifier
+    from mhex_vision.evaluation import Metrics, evaluate
     from mhex_vision.explanation import Explanation
+    from mhex_vision.recipes import RECIPES, Recipe
+    from mhex_vision.training import TrainingResult, train
 
 __version__ = version("mhex-vision")
 
 __all__ = [
+    "RECIPES",
     "ClassifierOutput",
     "DeployedClassifier",
     "Explanation",
     "MHEXClassifier",
     "MHEXConfig",
+    "Metrics",
     "Preprocessing",
+    "Recipe",
+    "TrainingResult",
+    "evaluate",
     "load_data",
+    "train",
 ]
 
 # Loaded when first asked for: torch takes seconds to import, and `mhex-vision --help` comes through here.
@@ -30,8 +39,14 @@ _HOMES = {
     "Explanation": "explanation",
     "MHEXClassifier": "classifier",
     "MHEXConfig": "config",
+    "Metrics": "evaluation",
     "Preprocessing": "data",
+    "RECIPES": "recipes",
+    "Recipe": "recipes",
+    "TrainingResult": "training",
+    "evaluate": "evaluation",
     "load_data": "data",
+    "train": "training",
 }
 
 

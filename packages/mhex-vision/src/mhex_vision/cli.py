@@ -141,6 +141,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="(default: demo)")
     demo.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
     demo.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
+    demo.add_argument("--overwrite", action="store_true", help="replace another run in that folder")
 
 
 def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -171,7 +172,7 @@ def _explain(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from mhex_vision.demo import run_demo
 
-    run_demo(options.out, epochs=options.epochs, seed=options.seed, say=_say)
+    run_demo(options.out, epochs=options.epochs, seed=options.seed, overwrite=options.overwrite, say=_say)
     return 0
 
 

@@ -27,13 +27,16 @@ FIGURE_FILE = "demo.png"
 EXPLANATION_FILE = "explanation.npz"
 
 
-def run_demo(out: Path, *, epochs: int | None = None, seed: int = 0, say: Callable[[str], None]) -> None:
+def run_demo(
+    out: Path, *, epochs: int | None = None, seed: int = 0, overwrite: bool = False, say: Callable[[str], None]
+) -> None:
     """Train on synthetic lesions, explain the test images, and write what a user would look at first.
 
     Args:
         out: A folder: the checkpoint, `demo.png` and `explanation.npz` of the shown samples.
         epochs: None for the recipe's.
         seed: Of weights, order and images.
+        overwrite: Whether another run in `out` may be replaced.
         say: Where lines for the user go.
     """
     start = time.perf_counter()
@@ -51,7 +54,7 @@ def run_demo(out: Path, *, epochs: int | None = None, seed: int = 0, say: Callab
         accuracy = f"{100 * epoch.validation.accuracy:.1f} %" if epoch.validation else "-"
         say(f"  epoch {epoch.epoch:2d}: loss {epoch.train_loss:6.3f}, validation {accuracy}, {epoch.seconds:.1f} s")
 
-    result = train(model, data, recipe, out=out, seed=seed, overwrite=True, on_epoch=report)
+    result = train(model, data, recipe, out=out, seed=seed, overwrite=overwrite, on_epoch=report)
     test = data.test
     if result.test is None or not isinstance(test, ArrayImages) or test.masks is None:
         raise RuntimeError("the synthetic lesions come with test images and masks")

@@ -12,7 +12,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -23,36 +23,19 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from mhex_core import DeepSupervisionLoss
 from mhex_vision import checkpoint
 from mhex_vision.classifier import ClassifierOutput, MHEXClassifier
 from mhex_vision.data.augment import imagenet_augmentation
-from mhex_vision.data.sets import Batch, DataBundle, FolderImages, ImageSet, keep_batch
+from mhex_vision.data.sets import Batch, DataBundle, FolderImages, ImageSet
+from mhex_vision.evaluation import IndexBatches, Metrics, batch_loader, metrics_of, tally
 from mhex_vision.recipes import Recipe
 
 RESUME_FILE = "resume.safetensors"
 LOG_FILE = "log.csv"
 RUN_FILE = "run.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """How a network does on one set of images.
-
-    Attributes:
-        loss: Mean cross-entropy of the prediction.
-        accuracy: Share of right predictions; of right yes/no answers where classes are independent.
-        head_accuracy: The same of each head, shallow to deep.
-        images: How many were judged.
-    """
-
-    loss: float
-    accuracy: float
-    head_accuracy: tuple[float, ...]
-    images: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,24 +122,6 @@ def train(
     return run.finish(on_epoch)
 
 
-def evaluate(
-    model: nn.Module, images: ImageSet, data: DataBundle, *, batch_size: int = 256, workers: int = 0
-) -> Metrics:
-    """Judge a network on one set of images, on the device it is on.
-
-    Args:
-        model: An `MHEXClassifier`, or any network whose output is (B, K) logits.
-        images: The images, usually `data.test`.
-        data: The bundle they belong to.
-        batch_size: Images at a time.
-        workers: Processes that decode image files.
-    """
-    batches = _Batches(len(images), batch_size)
-    loader = _loader(images, batches, workers=workers)
-    device = next(model.parameters()).device
-    return _metrics(_tally(model, loader, data, device))
-
-
 class _Run:
     """One training run and its files."""
 
@@ -191,8 +156,8 @@ class _Run:
                 raise ValueError("augment='imagenet' works on image files, and these images are in memory")
             source = source.with_augmentation(imagenet_augmentation(data.preprocessing.size))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        self.batches = _Batches(len(source), recipe.batch_size, seed=seed, rank=rank, world=world)
-        self.loader = _loader(source, self.batches, workers=workers)
+        self.batches = IndexBatches(len(source), recipe.batch_size, seed=seed, rank=rank, world=world)
+        self.loader = batch_loader(source, self.batches, workers=workers)
         self.workers = workers
         self.history: list[Epoch] = []
         self.best_epoch = 0
@@ -284,15 +249,15 @@ class _Run:
 
     def _judge(self, images: ImageSet) -> Metrics:
         """Every process takes its share of the images, each image once; the counts are then added up."""
-        batches = _Batches(
+        batches = IndexBatches(
             len(images),
             2 * self.recipe.batch_size,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
-        loader = _loader(images, batches, workers=self.workers)
-        tally = _tally(self.network, loader, self.data, self.accelerator.device)
-        return _metrics(cast("Tensor", self.accelerator.reduce(tally, reduction="sum")))
+        loader = batch_loader(images, batches, workers=self.workers)
+        sums = tally(self.network, loader, self.data, self.accelerator.device)
+        return metrics_of(cast("Tensor", self.accelerator.reduce(sums, reduction="sum")))
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         device = self.accelerator.device
@@ -434,88 +399,12 @@ class _Run:
         return text.getvalue()
 
 
-class _Batches(Sampler[list[int]]):
-    """Index batches of nearly equal size: a last batch of one image would upset batch statistics.
-
-    With a seed, shuffled anew each epoch and padded so that every process has as many; without, in order, each image
-    once over all processes.
-    """
-
-    def __init__(self, count: int, batch_size: int, *, seed: int | None = None, rank: int = 0, world: int = 1) -> None:
-        self.count, self.seed, self.rank, self.world = count, seed, rank, world
-        self.epoch = 0
-        mine = math.ceil(count / world) if seed is not None else len(range(rank, count, world))
-        self.batches = max(math.ceil(mine / batch_size), 1) if mine else 0
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        if self.seed is None:
-            order = np.arange(self.count)
-        else:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-            order = np.resize(order, math.ceil(self.count / self.world) * self.world)
-        for part in np.array_split(order[self.rank :: self.world], self.batches) if self.batches else []:
-            yield part.tolist()
-
-
-def _loader(images: ImageSet, batches: _Batches, *, workers: int) -> DataLoader[Batch]:
-    # The datasets hand over whole batches, which is more than the loader's types know of.
-    return DataLoader(images, batch_sampler=batches, collate_fn=cast("Any", keep_batch), num_workers=workers)
-
-
 def _supervised(network: nn.Module, output: ClassifierOutput | Tensor) -> tuple[Tensor, ...]:
     if isinstance(network, MHEXClassifier) and isinstance(output, ClassifierOutput):
         return network.supervised_logits(output)
     if isinstance(output, Tensor):
         return (output,)
     raise TypeError(f"model must return (B, K) logits or a ClassifierOutput, got {type(output).__name__}")
-
-
-def _tally(network: nn.Module, loader: DataLoader[Batch], data: DataBundle, device: torch.device) -> Tensor:
-    """Sums over images: [count, loss, right predictions, right predictions of each head], float64."""
-    judge = DeepSupervisionLoss(multi_label=data.multi_label, reduction="none")
-    was_training = network.training
-    network.eval()
-    # float64 where there is one; Apple's accelerator has none.
-    exact = torch.float32 if device.type == "mps" else torch.float64
-    heads_of = len(network.blocks) if isinstance(network, MHEXClassifier) else 0
-    total = torch.zeros(3 + heads_of, dtype=exact, device=device)
-    with torch.no_grad():
-        for batch in loader:
-            images = data.preprocessing.normalize(batch.images.to(device))
-            labels = batch.labels.to(device)
-            output = network(images)
-            logits = output.logits if isinstance(output, ClassifierOutput) else output
-            heads = output.head_logits if isinstance(output, ClassifierOutput) else ()
-            loss = judge((logits.float(),), labels)
-            values = [
-                torch.tensor(float(len(labels)), device=device),
-                loss.mean(dim=1).sum() if data.multi_label else loss.sum(),
-                *(_right(each, labels, multi_label=data.multi_label) for each in (logits, *heads)),
-            ]
-            total += torch.stack(values).to(exact)
-    network.train(was_training)
-    return total
-
-
-def _right(logits: Tensor, labels: Tensor, *, multi_label: bool) -> Tensor:
-    if multi_label:
-        return ((logits > 0) == (labels > 0.5)).float().mean(dim=1).sum()
-    return (logits.argmax(dim=1) == labels).float().sum()
-
-
-def _metrics(tally: Tensor) -> Metrics:
-    count, loss, right, *heads = tally.tolist()
-    if not count:
-        raise ValueError("images must hold at least one that can be read, got none")
-    return Metrics(
-        loss=loss / count,
-        accuracy=right / count,
-        head_accuracy=tuple(head / count for head in heads),
-        images=int(count),
-    )
 
 
 def _accelerator(precision: str) -> Accelerator:
