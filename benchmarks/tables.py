@@ -18,7 +18,7 @@ README = Path(__file__).parents[1] / "README.md"
 def bloodmnist(record: dict[str, Any]) -> list[str]:
     """Accuracy and minutes of plain, layerwise and joint networks, and of heads on the frozen one."""
     lines = [
-        "| network | test accuracy % | each head, shallow to deep (mean %) | seconds per epoch, fastest | minutes, quietest run |",
+        "| network | test accuracy % | each head, shallow to deep, % | s per epoch, fastest | minutes, quietest |",
         "|---|---|---|---|---|",
     ]
     names = {
@@ -49,17 +49,21 @@ def lesions(record: dict[str, Any]) -> list[str]:
         "| map | " + " | ".join(f"{name}: pointing %, mass inside %" for name in objectives) + " |",
         "|---" * (1 + len(objectives)) + "|",
     ]
+    by_objective = {name: [run for run in record["runs"] if run["objective"] == name] for name in objectives}
+    accuracies = [common.spread([run["test"]["accuracy"] for run in runs], scale=100) for runs in by_objective.values()]
+    lines.append("| (test accuracy %) | " + " | ".join(accuracies) + " |")
+    plain = common.spread([run["test"]["accuracy"] for run in record["plain"]], scale=100)
+    lines.append(f"| (of a plain ResNet-18) | {plain} |" + " |" * (len(objectives) - 1))
     for name in record["runs"][0]["localization"]:
-        cells = []
-        for objective in objectives:
-            scores = [run["localization"][name] for run in record["runs"] if run["objective"] == objective]
-            cells.append(
-                ", ".join(
-                    common.spread([score[key] for score in scores], scale=100, digits=1) for key in ("pointing", "mass")
-                )
-            )
+        cells = [_scores([run["localization"][name] for run in runs]) for runs in by_objective.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _scores(scores: list[dict[str, float]]) -> str:
+    return ", ".join(
+        common.spread([score[key] for score in scores], scale=100, digits=1) for key in ("pointing", "mass")
+    )
 
 
 def render(text: str) -> str:
