@@ -75,10 +75,10 @@ def render(text: str) -> str:
             f"{record['machine']['cores']} cores, torch {record['machine']['torch']}, {seeds} seeds, mean ± deviation"
         )
         body = "\n".join([*table(record), "", f"`{record['command']}` ({shape})"])
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", flags=re.DOTALL)
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", flags=re.DOTALL)
         if not pattern.search(text):
             raise SystemExit(f"the README has no place for the table {name!r}")
-        text = pattern.sub(lambda found, body=body: found[1] + body + found[2], text)
+        text = pattern.sub(lambda found, body=body: found[1] + body + "\n" + found[2], text)
     return text
 
 

@@ -66,7 +66,7 @@ def run_demo(
         hit, mass = pointing_game(maps, test.masks).mean(), mass_inside(maps, test.masks).mean()
         say(f"  {name:16s} {100 * float(hit):5.1f} %  {100 * float(mass):5.1f} %")
     shown = _one_of_each_class(explanation, test)
-    drawing.save_figure(beta_figure(shown), out / FIGURE_FILE)
+    drawing.save_figure(beta_figure(shown), out / FIGURE_FILE, dpi=110)
     shown.save(out / EXPLANATION_FILE)
     say(f"wrote {out / FIGURE_FILE}, {out / EXPLANATION_FILE} and the checkpoint in {out}")
     say(f"done in {time.perf_counter() - start:.0f} s; next, with images of your own:")
