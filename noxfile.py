@@ -2,35 +2,59 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "tests", "native", "pure", "sdist", "abi"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PACKAGES = ("packages/mhex-core", "packages/mhex-vision[all]", "packages/mhex-text")
 
 
-def install(session: nox.Session, *groups: str, editable: bool = True) -> None:
-    """Install the three packages and the named dependency groups in one resolution, so that siblings meet."""
+ROOT = Path(__file__).parent
+SOURCES = {".h", ".inl", ".cpp", ".cu", ".cuh"}
+CORE = nox.project.load_toml("packages/mhex-core/pyproject.toml")["project"]
+CPU_ONLY = {"MHEX_NATIVE": "1", "MHEX_CUDA": "0"}
+
+
+def groups(*names: str) -> tuple[str, ...]:
+    """What the named dependency groups hold."""
+    return tuple(nox.project.dependency_groups(PYPROJECT, *names))
+
+
+def install(session: nox.Session, *names: str, editable: bool = True, native: str = "auto") -> None:
+    """Install the three packages and the named dependency groups in one resolution, so that siblings meet.
+
+    CUDA kernels, which take minutes to compile, are left to the `native` session.
+    """
     packages = [part for package in PACKAGES for part in (("-e", package) if editable else (f"./{package}",))]
-    session.install(*packages, *nox.project.dependency_groups(PYPROJECT, *groups))
+    session.install(*packages, *groups(*names), env={"MHEX_NATIVE": native, "MHEX_CUDA": "0"})
+
+
+def selection(session: nox.Session) -> list[str]:
+    """The arguments given, or those that leave out long tests."""
+    return session.posargs if "-m" in session.posargs else ["-m", "not slow", *session.posargs]
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting (`nox -s lint -- --fix` mends what can be mended)."""
-    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    fix = "--fix" in session.posargs
+    session.install(*groups("lint"))
     session.run("ruff", "check", *session.posargs, ".")
-    session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]), ".")
+    session.run("ruff", "format", *([] if fix else ["--check"]), ".")
+    sources = [str(path) for path in sorted(Path("csrc").rglob("*")) if path.suffix in SOURCES]
+    session.run("clang-format", *(["-i"] if fix else ["--dry-run", "--Werror"]), *sources)
 
 
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types, strictly."""
-    install(session, "types")
+    install(session, "types", native="0")
     session.run("mypy", *session.posargs)
 
 
@@ -38,8 +62,55 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests (`nox -s tests -- -m slow` runs the long ones)."""
     install(session, "test")
-    selection = session.posargs if "-m" in session.posargs else ["-m", "not slow", *session.posargs]
-    session.run("pytest", *selection)
+    session.run("pytest", *selection(session))
+
+
+@nox.session
+def native(session: nox.Session) -> None:
+    """Build the kernels, for CUDA too where there is an nvcc, and insist on them in their tests."""
+    session.install("./packages/mhex-core", *groups("test"), env={"MHEX_NATIVE": "1"})
+    session.run("pytest", *selection(session), "tests/native", "tests/core", env={"MHEX_NATIVE": "1"})
+
+
+@nox.session
+def pure(session: nox.Session) -> None:
+    """Run the whole suite on a wheel without compiled code."""
+    install(session, "test", editable=False, native="0")
+    session.run("pytest", *selection(session))
+
+
+@nox.session
+def sdist(session: nox.Session) -> None:
+    """Build the source distribution, a wheel from it, and use that elsewhere."""
+    session.install(*groups("test"))
+    folder = Path(session.create_tmp()).resolve()
+    for leftover in folder.glob("mhex_core-*"):
+        leftover.unlink()
+    session.run("python", "-m", "build", "--installer=uv", "--outdir", str(folder), "packages/mhex-core", env=CPU_ONLY)
+    (wheel,) = folder.glob("*.whl")
+    session.install("--reinstall-package=mhex-core", str(wheel))
+    with session.chdir(folder):
+        session.run("python", str(ROOT / "tests" / "native" / "parity.py"), env={"MHEX_NATIVE": "1"})
+
+
+@nox.session
+def abi(session: nox.Session) -> None:
+    """One CPU wheel on the oldest torch that is supported and on the newest."""
+    session.install(*groups("test"))
+    folder = Path(session.create_tmp()).resolve()
+    for leftover in folder.glob("mhex_core-*"):
+        leftover.unlink()
+    session.run(
+        *("python", "-m", "build", "--wheel", "--installer=uv", "--outdir", str(folder), "packages/mhex-core"),
+        env=CPU_ONLY,
+    )
+    (wheel,) = folder.glob("*.whl")
+    for choice in ("lowest-direct", "highest"):
+        session.install(
+            "--upgrade", "--reinstall-package=mhex-core", f"--resolution={choice}", str(wheel), *CORE["dependencies"]
+        )
+        with session.chdir(folder):
+            session.run("python", str(ROOT / "tests" / "native" / "parity.py"), env={"MHEX_NATIVE": "1"})
 
 
 @nox.session

@@ -14,7 +14,7 @@ from mhex_vision import MHEXClassifier, Preprocessing
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    """Two cores are shared by everybody; small tensors are fastest on one."""
+    """Small tensors are fastest on one thread, and sums depend on how they are split: subprocesses use one, too."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,7 +1,7 @@
 """Networks that carry their own explanation.
 
 Attention gates and supervision heads on residual connections, the equivalent matrices they amount to, and the saliency
-that follows from one forward pass. Everything here is plain torch and numpy; `mhex_vision` and `mhex_text` attach it to
+that follows from one forward pass. It needs torch and numpy only; `mhex_vision` and `mhex_text` attach it to
 networks.
 """
 
@@ -14,6 +14,7 @@ from mhex_core.explanation import Explanation
 from mhex_core.losses import DeepSupervisionLoss, joint_logits
 from mhex_core.matrix import adjusted_weights, equivalent_matrix, salience_sharpness
 from mhex_core.options import SaliencyOptions
+from mhex_core.plan import SaliencyPlan
 from mhex_core.saliency import SignedMaps, combine_maps, saliency_maps, signed_maps, token_saliency
 
 __version__ = version("mhex-core")
@@ -24,6 +25,7 @@ __all__ = [
     "Explanation",
     "MHEXBlock",
     "SaliencyOptions",
+    "SaliencyPlan",
     "SignedMaps",
     "adjusted_weights",
     "collaboration",

@@ -40,7 +40,8 @@ def number(name: str, value: object, *, low: float = -math.inf, high: float = ma
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     result = float(value)
-    if not math.isfinite(result) or not low <= result <= high:
+    # A comparison, and not math.isfinite: torch.compile traces numbers as symbols.
+    if not -math.inf < result < math.inf or not low <= result <= high:
         if low == -math.inf and high == math.inf:
             wanted = "finite"
         elif high == math.inf:
@@ -96,8 +97,13 @@ def size_2d(name: str, value: object) -> tuple[int, int]:
     return positive_int(f"{name}[0]", value[0]), positive_int(f"{name}[1]", value[1])
 
 
-def class_indices(name: str, value: object, *, batch: int, num_classes: int, device: torch.device) -> Tensor:
-    """Return class indices as an int64 tensor (B,) or (B, n) on `device`; one int stands for the whole batch."""
+def class_indices(
+    name: str, value: object, *, batch: int, num_classes: int, device: torch.device, look: bool = True
+) -> Tensor:
+    """Return class indices as an int64 tensor (B,) or (B, n) on `device`; one int stands for the whole batch.
+
+    `look`: whether a tensor's values are checked, too.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value < num_classes:
             raise ValueError(f"{name} must lie in [0, {num_classes - 1}], got {value}")
@@ -109,7 +115,9 @@ def class_indices(name: str, value: object, *, batch: int, num_classes: int, dev
     if value.ndim not in (1, 2) or value.shape[0] != batch or 0 in value.shape[1:]:
         raise ValueError(f"{name} must have shape ({batch},) or ({batch}, n), n >= 1, got {tuple(value.shape)}")
     # An index out of range would be a device-side assertion on an accelerator, which ends the process's use of it.
-    if value.numel() and not (int(value.min()) >= 0 and int(value.max()) < num_classes):
+    # While torch traces, there are no values to look at.
+    traced = torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(value)
+    if look and not traced and value.numel() and not (int(value.min()) >= 0 and int(value.max()) < num_classes):
         raise ValueError(
             f"{name} must lie in [0, {num_classes - 1}], got values from {int(value.min())} to {int(value.max())}"
         )

@@ -6,13 +6,22 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from mhex_core import _checks
+import torch
+from torch import Tensor
+
+from mhex_core import _checks, registration
 
 Backend = Literal["auto", "reference", "native"]
+MAX_LAYERS = 128  # kMaxLayers of csrc/params.h
 
 
 @dataclass(frozen=True)
@@ -22,10 +31,14 @@ class Status:
     Attributes:
         backend: What `backend="auto"` means in this process.
         reason: Why, in one sentence.
+        devices: The kinds of device that have kernels here: "cpu", "cuda".
+        build: What the kernels were built with, and the instruction set that runs on this processor.
     """
 
     backend: Literal["reference", "native"]
     reason: str
+    devices: tuple[str, ...] = ()
+    build: Mapping[str, str] = field(default_factory=dict)
 
 
 def status() -> Status:
@@ -38,23 +51,88 @@ def status() -> Status:
     wish = os.environ.get("MHEX_NATIVE", "auto")
     if wish not in ("0", "1", "auto"):
         raise ValueError(f"MHEX_NATIVE must be '0', '1' or 'auto', got {wish!r}")
-    if wish == "1":
-        raise RuntimeError("MHEX_NATIVE=1 asks for compiled kernels, and this version of mhex-core has none; unset it")
     if wish == "0":
         return Status("reference", "MHEX_NATIVE=0 asks for the plain torch implementation")
-    return Status("reference", "this version of mhex-core comes without compiled kernels")
+    found = _load()
+    if wish == "1" and found.backend != "native":
+        raise RuntimeError(f"MHEX_NATIVE=1 asks for compiled kernels, but {found.reason}; install them, or unset it")
+    return found
 
 
-def resolve(backend: Backend) -> Literal["reference", "native"]:
-    """Turn a `backend` argument into the implementation to run.
+def resolve(backend: Backend, tensors: Sequence[Tensor] = ()) -> Literal["reference", "native"]:
+    """Turn a `backend` argument into the implementation to run on `tensors`, the activations or maps of each layer.
 
     Raises:
-        RuntimeError: "native" was asked for by name and cannot run; `status().reason` is part of the message.
+        RuntimeError: "native" was asked for by name and cannot run; the message says why.
     """
     _checks.choice("backend", backend, ("auto", "reference", "native"))
     if backend == "reference":
         return "reference"
+    chosen, reason, devices = _choice()
+    if chosen == "native":
+        obstacle = _obstacle(tensors, devices)
+        if obstacle is None:
+            return "native"
+        reason = obstacle
+    if backend == "native":
+        raise RuntimeError(f"backend='native' cannot run: {reason}; use backend='auto'")
+    return "reference"
+
+
+# A compiled graph is made once: what the environment says then holds for it.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
+def _choice() -> tuple[Literal["reference", "native"], str, tuple[str, ...]]:
     current = status()
-    if backend == "native" and current.backend != "native":
-        raise RuntimeError(f"backend='native' cannot run: {current.reason}; use backend='auto'")
-    return current.backend
+    return current.backend, current.reason, current.devices
+
+
+def _obstacle(tensors: Sequence[Tensor], devices: tuple[str, ...]) -> str | None:
+    """What keeps kernels from running on these tensors, or None."""
+    if len(tensors) > MAX_LAYERS:
+        return f"kernels take up to {MAX_LAYERS} layers, got {len(tensors)}"
+    kinds = {tensor.device for tensor in tensors}
+    if len(kinds) > 1:
+        return f"the layers are on several devices ({', '.join(sorted(map(str, kinds)))})"
+    for device in kinds:
+        if device.type not in devices and device.type != "meta":
+            return f"there are no kernels for {device.type} here"
+    wide = sum(tensor.dtype == torch.float64 for tensor in tensors)
+    if wide not in (0, len(tensors)):
+        return "some layers are float64 and some are not"
+    known = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    for tensor in tensors:
+        if tensor.dtype not in known:
+            return f"there are no kernels for {tensor.dtype}"
+    return None
+
+
+@functools.cache
+def _load() -> Status:
+    """Load what was compiled, once. Importing it registers its operators with torch's dispatcher."""
+    if importlib.util.find_spec("mhex_core._C") is None:
+        return Status("reference", "this installation of mhex-core was built without compiled kernels")
+    try:
+        module = importlib.import_module("mhex_core._C")
+    except (ImportError, OSError) as error:
+        return Status("reference", f"the compiled kernels could not be loaded ({error})")
+    build = {str(key): str(value) for key, value in module.build_info().items()}
+    registration.register()
+    devices: tuple[str, ...] = ("cpu",)
+    library = _cuda_library()
+    if library is None:
+        remark = "; CPU only, no CUDA kernels were built"
+    elif torch.version.cuda is None:
+        remark = "; CPU only, this torch has no CUDA"
+    else:
+        try:
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            remark = f"; CPU only, the CUDA kernels could not be loaded ({error})"
+        else:
+            devices, remark = ("cpu", "cuda"), " for CPU and CUDA"
+    return Status("native", f"compiled kernels were found ({build['instruction_set']}){remark}", devices, build)
+
+
+def _cuda_library() -> Path | None:
+    found = sorted(Path(__file__).parent.glob("_cuda*.so"))
+    return found[0] if found else None

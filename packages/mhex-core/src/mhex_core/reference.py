@@ -10,6 +10,7 @@ Source: Sun and Liò, "Multi-Head Explainer" (arXiv 2501.01311), saliency equati
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,6 +74,20 @@ def aggregate(
     return total
 
 
+def saliency(
+    positive: Sequence[Tensor],
+    negative: Sequence[Tensor],
+    options: SaliencyOptions,
+    layer_weights: Sequence[float],
+    size: tuple[int, int],
+) -> Tensor:
+    """`aggregate`, brought to [0, 1] if the options say so: (B, n, H, W)."""
+    maps = aggregate(positive, negative, beta=options.beta, layer_weights=layer_weights, size=size)
+    if not options.normalize:
+        return maps
+    return min_max(maps, magnitude(positive, negative, beta=options.beta, layer_weights=layer_weights))
+
+
 def magnitude(
     positive: Sequence[Tensor], negative: Sequence[Tensor], *, beta: float, layer_weights: Sequence[float]
 ) -> Tensor:
@@ -93,8 +108,24 @@ def min_max(maps: Tensor, size: Tensor) -> Tensor:
     """
     if maps.numel() == 0:
         return maps
+    return min_max_parts(maps, size).scaled
+
+
+class MinMax(NamedTuple):
+    """Maps brought to [0, 1], and what that took: each (.., 1, 1) but `scaled`."""
+
+    scaled: Tensor
+    low: Tensor
+    high: Tensor
+    spread: Tensor
+    constant: Tensor
+
+
+def min_max_parts(maps: Tensor, size: Tensor) -> MinMax:
+    """`min_max` with its intermediate results; the spread of a constant map is given as 1."""
     low = maps.amin(dim=(-2, -1), keepdim=True)
     high = maps.amax(dim=(-2, -1), keepdim=True)
-    spread = high - low
-    constant = spread <= 16 * torch.finfo(maps.dtype).eps * size
-    return torch.where(constant, torch.zeros_like(maps), (maps - low) / torch.where(constant, 1, spread))
+    constant = high - low <= 16 * torch.finfo(maps.dtype).eps * size
+    spread = torch.where(constant, 1, high - low)
+    scaled = torch.where(constant, torch.zeros_like(maps), (maps - low) / spread)
+    return MinMax(scaled, low, high, spread, constant)

@@ -13,8 +13,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mhex_core import _checks, native, reference
+from mhex_core import _checks, native, ops, reference
 from mhex_core.options import SaliencyOptions, Sharpness
+from mhex_core.plan import SaliencyPlan
 
 Target = int | Tensor | Literal["all"]
 
@@ -53,7 +54,7 @@ def saliency_maps(
 
     Args:
         activations: A_l, L tensors (B, C_l, h_l, w_l), shallow to deep.
-        matrices: M_l, L tensors (K, C_l).
+        matrices: M_l, L tensors (K, C_l), or a `SaliencyPlan` of them.
         target: Class indices: (B,), (B, n), one int for the whole batch, or "all".
         size: (H, W) of the maps in pixels, or one int for a square.
         beta: How much negative evidence counts, in [0, 1].
@@ -84,9 +85,17 @@ def saliency_maps(
         decay=decay,
         normalize=normalize,
     )
-    native.resolve(backend)
-    maps = signed_maps(activations, matrices, target, options=options)
-    return combine_maps(maps, size=size, options=options)
+    layers, checked = _check_layers(activations, matrices, ndim=4)
+    height_width = _checks.size_2d("size", size)
+    weights = options.weights_of(len(layers))
+    chosen = native.resolve(backend, layers)
+    targets, single = _check_target(target, layers[0], checked[0].shape[0], chosen)
+    if chosen == "native":
+        saliency = ops.saliency_maps(layers, checked, targets, options, height_width)
+    else:
+        maps = reference.signed_maps(layers, checked, targets, options)
+        saliency = reference.saliency(*maps, options, weights, height_width)
+    return saliency.squeeze(1) if single else saliency
 
 
 def signed_maps(
@@ -95,6 +104,7 @@ def signed_maps(
     target: Target,
     *,
     options: SaliencyOptions | None = None,
+    backend: native.Backend = "auto",
 ) -> SignedMaps:
     """The layers' positive and negative evidence, kept apart and at the layers' own resolution.
 
@@ -103,23 +113,33 @@ def signed_maps(
         matrices: M_l, L tensors (K, C_l).
         target: As in `saliency_maps`.
         options: Only the sharpness rule is read.
+        backend: "auto", "reference" or "native".
 
     Returns:
         `SignedMaps`, which `combine_maps` turns into saliency for any beta and layer weights.
     """
     options = _check_options(options)
     layers, matrices = _check_layers(activations, matrices, ndim=4)
-    targets, single = _check_target(target, layers[0], matrices[0].shape[0])
-    return _squeeze(reference.signed_maps(layers, matrices, targets, options), single=single)
+    chosen = native.resolve(backend, layers)
+    targets, single = _check_target(target, layers[0], matrices[0].shape[0], chosen)
+    run = ops.signed_maps if chosen == "native" else reference.signed_maps
+    return _squeeze(run(layers, matrices, targets, options), single=single)
 
 
-def combine_maps(maps: SignedMaps, *, size: int | tuple[int, int], options: SaliencyOptions | None = None) -> Tensor:
+def combine_maps(
+    maps: SignedMaps,
+    *,
+    size: int | tuple[int, int],
+    options: SaliencyOptions | None = None,
+    backend: native.Backend = "auto",
+) -> Tensor:
     """Add up layers: the second half of `saliency_maps`, cheap enough to repeat for every beta.
 
     Args:
         maps: From `signed_maps`.
         size: (H, W) in pixels, or one int for a square.
         options: beta, the layer weights and `normalize` are read.
+        backend: "auto", "reference" or "native".
 
     Returns:
         (B, H, W) or (B, n, H, W), as the maps have it.
@@ -135,10 +155,10 @@ def combine_maps(maps: SignedMaps, *, size: int | tuple[int, int], options: Sali
     single = maps.positive[0].ndim == 3
     positive, negative = ([layer.unsqueeze(1) if single else layer for layer in part] for part in maps)
     weights = options.weights_of(len(positive))
-    saliency = reference.aggregate(positive, negative, beta=options.beta, layer_weights=weights, size=height_width)
-    if options.normalize:
-        size_of_terms = reference.magnitude(positive, negative, beta=options.beta, layer_weights=weights)
-        saliency = reference.min_max(saliency, size_of_terms)
+    if native.resolve(backend, (*positive, *negative)) == "native":
+        saliency = ops.combine_maps(tuple(positive), tuple(negative), options, height_width)
+    else:
+        saliency = reference.saliency(positive, negative, options, weights, height_width)
     return saliency.squeeze(1) if single else saliency
 
 
@@ -192,32 +212,40 @@ def token_saliency(
         decay=decay,
         normalize=False,
     )
-    native.resolve(backend)
     checked, checked_matrices = _check_layers(activations, matrices, ndim=3)
     chosen = _check_chosen(layers, len(checked))
-    targets, single = _check_target(target, checked[0], checked_matrices[0].shape[0])
     batch, tokens = checked[0].shape[:2]
     if any(layer.shape[1] != tokens for layer in checked):
         raise ValueError(f"activations must all have T = {tokens}, got {[layer.shape[1] for layer in checked]}")
-    positive, negative = reference.signed_maps(
-        [checked[index] for index in chosen], [checked_matrices[index] for index in chosen], targets, options
-    )
-    scores = reference.aggregate(
-        positive, negative, beta=options.beta, layer_weights=options.weights_of(len(chosen)), size=None
-    )
     if mask is not None:
         mask = _checks.tensor("mask", mask, ndim=2, floating=False)
         if mask.shape != (batch, tokens):
             raise ValueError(f"mask must have shape ({batch}, {tokens}), got {tuple(mask.shape)}")
-        scores = scores.masked_fill(~mask.to(device=scores.device, dtype=torch.bool).unsqueeze(1), 0.0)
+        mask = mask.to(device=checked[0].device, dtype=torch.bool)
+    used = tuple(checked[index] for index in chosen)
+    used_matrices = (
+        checked_matrices.chosen(chosen)
+        if isinstance(checked_matrices, SaliencyPlan)
+        else tuple(checked_matrices[index] for index in chosen)
+    )
+    weights = options.weights_of(len(chosen))
+    run = native.resolve(backend, used)
+    targets, single = _check_target(target, checked[0], checked_matrices[0].shape[0], run)
+    if run == "native":
+        scores = ops.token_saliency(used, used_matrices, targets, mask, options)
+    else:
+        positive, negative = reference.signed_maps(used, used_matrices, targets, options)
+        scores = reference.aggregate(positive, negative, beta=options.beta, layer_weights=weights, size=None)
+        if mask is not None:
+            scores = scores.masked_fill(~mask.unsqueeze(1), 0.0)
     return scores.squeeze(1) if single else scores
 
 
 def _check_layers(
     activations: Sequence[Tensor], matrices: Sequence[Tensor], *, ndim: int
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | SaliencyPlan]:
     layers = _checks.tensors("activations", activations, ndim=ndim)
-    checked = _checks.tensors("matrices", matrices, ndim=2)
+    checked = matrices if isinstance(matrices, SaliencyPlan) else _checks.tensors("matrices", matrices, ndim=2)
     if len(layers) != len(checked):
         raise ValueError(f"matrices must hold one matrix per activation ({len(layers)}), got {len(checked)}")
     batch, num_classes = layers[0].shape[0], checked[0].shape[0]
@@ -243,12 +271,23 @@ def _check_options(options: SaliencyOptions | None) -> SaliencyOptions:
     return options
 
 
-def _check_target(target: Target, like: Tensor, num_classes: int) -> tuple[Tensor | None, bool]:
-    """Return targets (B, n) or None for all, and whether there is one target per sample and no target axis."""
+def _check_target(target: Target, like: Tensor, num_classes: int, run: str) -> tuple[Tensor | None, bool]:
+    """Return targets (B, n) or None for all, and whether there is one target per sample and no target axis.
+
+    Looking at values on an accelerator waits for it. Kernels there need no such look: a map of a class that does not
+    exist comes out as NaN.
+    """
     if isinstance(target, str):
         _checks.choice("target", target, ("all",))
         return None, False
-    indices = _checks.class_indices("target", target, batch=like.shape[0], num_classes=num_classes, device=like.device)
+    indices = _checks.class_indices(
+        "target",
+        target,
+        batch=like.shape[0],
+        num_classes=num_classes,
+        device=like.device,
+        look=run == "reference" or like.device.type == "cpu",
+    )
     return (indices.unsqueeze(1), True) if indices.ndim == 1 else (indices, False)
 
 

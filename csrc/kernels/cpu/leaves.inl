@@ -1,0 +1,461 @@
+// Included once per instruction set, inside its namespace, with MHEX_VECTOR_BYTES defined. Nothing here may instantiate a
+// template of the standard library: the linker could keep the copy compiled for the newer processor.
+
+// A vector of Acc as wide as the instruction set has it; GCC and Clang do arithmetic on it lane by lane.
+template <typename Acc>
+struct Wide {
+  typedef Acc type __attribute__((vector_size(MHEX_VECTOR_BYTES)));
+  static constexpr int64_t lanes = MHEX_VECTOR_BYTES / sizeof(Acc);
+};
+
+template <typename Acc>
+using Vector = typename Wide<Acc>::type;
+
+template <typename Acc>
+static inline Vector<Acc> spread(Acc value) {
+  return Vector<Acc>{} + value;
+}
+
+template <typename Acc>
+static inline void store(Acc* to, Vector<Acc> value) {
+  __builtin_memcpy(to, &value, sizeof(value));
+}
+
+// ------------------------------------------------------------------------------------------------ loads, widened to Acc
+
+static inline float widen(float value) { return value; }
+static inline double widen(double value) { return value; }
+static inline float widen(BFloat16 value) {
+  uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+static inline float widen(Float16 value) {
+#ifdef MHEX_HAS_F16C
+  return _cvtsh_ss(value.bits);
+#else
+  return float16_to_float(value.bits);
+#endif
+}
+
+static inline Vector<float> load(const float* from) {
+  Vector<float> value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+static inline Vector<double> load(const double* from) {
+  Vector<double> value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+static inline Vector<float> load(const BFloat16* from) {
+  typedef uint16_t Halves __attribute__((vector_size(MHEX_VECTOR_BYTES / 2)));
+  typedef uint32_t Words __attribute__((vector_size(MHEX_VECTOR_BYTES)));
+  Halves halves;
+  __builtin_memcpy(&halves, from, sizeof(halves));
+  Words words = __builtin_convertvector(halves, Words) << 16;
+  Vector<float> value;
+  __builtin_memcpy(&value, &words, sizeof(value));
+  return value;
+}
+
+static inline Vector<float> load(const Float16* from) {
+  Vector<float> value;
+#if defined(MHEX_HAS_F16C) && MHEX_VECTOR_BYTES == 64
+  __m512 wide = _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  __builtin_memcpy(&value, &wide, sizeof(value));
+#elif defined(MHEX_HAS_F16C) && MHEX_VECTOR_BYTES == 32
+  __m256 wide = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  __builtin_memcpy(&value, &wide, sizeof(value));
+#else
+  for (int64_t lane = 0; lane < Wide<float>::lanes; ++lane) value[lane] = widen(from[lane]);
+#endif
+  return value;
+}
+
+// ------------------------------------------------------------------------------------------------------------ reductions
+
+template <typename Acc>
+static inline Acc sum_lanes(Vector<Acc> value) {
+  Acc lanes[Wide<Acc>::lanes];
+  __builtin_memcpy(lanes, &value, sizeof(value));
+  for (int64_t half = Wide<Acc>::lanes / 2; half > 0; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
+template <typename Acc>
+static inline Acc max_lanes(Vector<Acc> value) {
+  Acc result = value[0];
+  for (int64_t lane = 1; lane < Wide<Acc>::lanes; ++lane) result = value[lane] > result ? value[lane] : result;
+  return result;
+}
+
+// Folds two vectors into one: in each block of `Block` lanes the first half holds the sums of the block's halves in `a`, the
+// second half those in `b`.
+template <typename Acc, int Block>
+static inline Vector<Acc> fold(Vector<Acc> a, Vector<Acc> b) {
+#if defined(__GNUC__) && !defined(__clang__)
+  typedef typename LaneIndex<sizeof(Acc)>::type Index;
+  typedef Index Indices __attribute__((vector_size(MHEX_VECTOR_BYTES)));
+  constexpr int lanes = Wide<Acc>::lanes;
+  Indices low;
+  for (int lane = 0; lane < lanes; ++lane) {
+    const int start = lane / Block * Block, offset = lane % Block;
+    low[lane] = offset < Block / 2 ? start + offset : lanes + start + offset - Block / 2;
+  }
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + Block / 2);
+#else
+  Vector<Acc> result;
+  for (int lane = 0; lane < Wide<Acc>::lanes; ++lane) {
+    const int start = lane / Block * Block, offset = lane % Block;
+    const Vector<Acc>& from = offset < Block / 2 ? a : b;
+    const int place = start + offset % (Block / 2);
+    result[lane] = from[place] + from[place + Block / 2];
+  }
+  return result;
+#endif
+}
+
+// As many vectors as each has lanes -> the vector of their sums, in order.
+template <typename Acc, int Block = Wide<Acc>::lanes>
+static inline Vector<Acc> sums_of(Vector<Acc>* vectors) {
+  if constexpr (Block == 1) {
+    return vectors[0];
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < Block / 2; ++i) vectors[i] = fold<Acc, Block>(vectors[i], vectors[i + Block / 2]);
+    return sums_of<Acc, Block / 2>(vectors);
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------- planes (channels)
+
+// `Group` channels at once: out is read and written once for all of them, and each is a stream of its own.
+template <typename T, typename Acc, int Group>
+static inline void add_planes(const T* base, int64_t stride, const int32_t* channels, const Acc* weights, bool first,
+                              Acc* out, int64_t positions) {
+  constexpr int64_t lanes = Wide<Acc>::lanes;
+  const T* plane[Group];
+  Acc weight[Group];
+  for (int j = 0; j < Group; ++j) {
+    plane[j] = base + channels[j] * stride;
+    weight[j] = weights[j];
+  }
+  if (positions >= lanes) {
+    const auto sum_at = [&](int64_t i) {
+      Vector<Acc> sum = load(plane[0] + i) * weight[0];
+#pragma GCC unroll 8
+      for (int j = 1; j < Group; ++j) sum += load(plane[j] + i) * weight[j];
+      return sum;
+    };
+    // The last vector overlaps the one before it, so its old values are taken before anything is written.
+    const int64_t end = positions - lanes;
+    Vector<Acc> last = {};
+    if (!first) last = load(out + end);
+    for (int64_t i = 0; i < end; i += lanes) {
+      Vector<Acc> sum = sum_at(i);
+      if (!first) sum += load(out + i);
+      store<Acc>(out + i, sum);
+    }
+    store<Acc>(out + end, sum_at(end) + last);
+    return;
+  }
+  for (int64_t i = 0; i < positions; ++i) {
+    Acc sum = widen(plane[0][i]) * weight[0];
+    for (int j = 1; j < Group; ++j) sum += widen(plane[j][i]) * weight[j];
+    out[i] = first ? sum : out[i] + sum;
+  }
+}
+
+template <typename T, typename Acc>
+static void planes_of(const T* base, int64_t stride, const int32_t* channels, const Acc* weights, int32_t count, Acc* out,
+                      int64_t positions) {
+  int32_t j = 0;
+  for (; j + 8 <= count; j += 8) add_planes<T, Acc, 8>(base, stride, channels + j, weights + j, j == 0, out, positions);
+  if (j + 4 <= count) {
+    add_planes<T, Acc, 4>(base, stride, channels + j, weights + j, j == 0, out, positions);
+    j += 4;
+  }
+  if (j + 2 <= count) {
+    add_planes<T, Acc, 2>(base, stride, channels + j, weights + j, j == 0, out, positions);
+    j += 2;
+  }
+  if (j < count) {
+    add_planes<T, Acc, 1>(base, stride, channels + j, weights + j, j == 0, out, positions);
+    ++j;
+  }
+  if (count == 0) {
+    for (int64_t i = 0; i < positions; ++i) out[i] = 0;
+  }
+}
+
+// --------------------------------------------------------------------------------------------------- dots (channels last)
+
+template <typename T, typename Acc>
+static inline void dot_one(const T* row, const Acc* weights, int32_t channels, Acc* out) {
+  constexpr int64_t lanes = Wide<Acc>::lanes;
+  Vector<Acc> sum = {};
+  int32_t k = 0;
+  for (; k + lanes <= channels; k += lanes) sum += load(row + k) * load(weights + k);
+  Acc total = sum_lanes<Acc>(sum);
+  for (; k < channels; ++k) total += widen(row[k]) * weights[k];
+  *out = total;
+}
+
+// As many sums at once as a vector has lanes: that many positions, or half as many for both signs.
+template <typename T, typename Acc, bool Both>
+static inline void dots_block(const T* base, int64_t stride, const Acc* weights_positive, const Acc* weights_negative,
+                              int32_t channels, Acc* positive, Acc* negative) {
+  constexpr int64_t lanes = Wide<Acc>::lanes;
+  constexpr int rows = Both ? lanes / 2 : lanes;
+  Vector<Acc> sums[lanes] = {};
+  int32_t k = 0;
+  for (; k + lanes <= channels; k += lanes) {
+    const Vector<Acc> weight_plus = load(weights_positive + k);
+    Vector<Acc> weight_minus = {};
+    if constexpr (Both) weight_minus = load(weights_negative + k);
+#pragma GCC unroll 16
+    for (int row = 0; row < rows; ++row) {
+      const Vector<Acc> value = load(base + row * stride + k);
+      sums[row] += value * weight_plus;
+      if constexpr (Both) sums[rows + row] += value * weight_minus;
+    }
+  }
+  Acc totals[lanes];
+  store<Acc>(totals, sums_of<Acc>(sums));
+  for (; k < channels; ++k) {
+    for (int row = 0; row < rows; ++row) {
+      const Acc value = widen(base[row * stride + k]);
+      totals[row] += value * weights_positive[k];
+      if constexpr (Both) totals[rows + row] += value * weights_negative[k];
+    }
+  }
+  __builtin_memcpy(positive, totals, rows * sizeof(Acc));
+  if constexpr (Both) __builtin_memcpy(negative, totals + rows, rows * sizeof(Acc));
+}
+
+template <typename T, typename Acc, bool Both>
+static void dots_of(const T* base, int64_t stride, const Acc* weights_positive, const Acc* weights_negative,
+                    int32_t channels, Acc* positive, Acc* negative, int64_t positions) {
+  constexpr int64_t rows = Both ? Wide<Acc>::lanes / 2 : Wide<Acc>::lanes;
+  int64_t p = 0;
+  for (; p + rows <= positions; p += rows) {
+    dots_block<T, Acc, Both>(base + p * stride, stride, weights_positive, weights_negative, channels, positive + p,
+                             Both ? negative + p : nullptr);
+  }
+  for (; p < positions; ++p) {
+    dot_one(base + p * stride, weights_positive, channels, positive + p);
+    if constexpr (Both) dot_one(base + p * stride, weights_negative, channels, negative + p);
+  }
+}
+
+template <typename T, typename Acc>
+static void picks_of(const T* base, int64_t stride, const int32_t* channels, const Acc* weights, int32_t count, Acc* out,
+                     int64_t positions) {
+  for (int64_t p = 0; p < positions; ++p) {
+    const T* row = base + p * stride;
+    Acc sum = 0;
+    for (int32_t j = 0; j < count; ++j) sum += widen(row[channels[j]]) * weights[j];
+    out[p] = sum;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------- from layers to the map
+
+template <typename Acc>
+static Extent<Acc> merge(Acc* total, const Acc* positive, const Acc* negative, Acc weight, Acc beta, bool first,
+                         int64_t positions) {
+  constexpr int64_t lanes = Wide<Acc>::lanes;
+  const Acc largest = Limits<Acc>::largest;
+  Vector<Acc> high_plus = {}, high_minus = {};
+  Acc last_plus = 0, last_minus = 0;
+  // A sum of zeros as long as every value is finite: 0 * inf and 0 * nan are nan.
+  Vector<Acc> zeros = {};
+  Acc last_zeros = 0;
+  int64_t i = 0;
+  for (; i + lanes <= positions; i += lanes) {
+    Vector<Acc> value = load(positive + i);
+    Vector<Acc> size = value < 0 ? -value : value;
+    high_plus = size > high_plus ? size : high_plus;
+    zeros += value * 0;
+    if (negative != nullptr) {
+      const Vector<Acc> other = load(negative + i);
+      size = other < 0 ? -other : other;
+      high_minus = size > high_minus ? size : high_minus;
+      zeros += other * 0;
+      value += beta * other;
+    }
+    value *= weight;
+    if (!first) value += load(total + i);
+    store<Acc>(total + i, value);
+  }
+  for (; i < positions; ++i) {
+    Acc value = positive[i];
+    Acc size = value < 0 ? -value : value;
+    last_plus = size > last_plus ? size : last_plus;
+    last_zeros += value * 0;
+    if (negative != nullptr) {
+      size = negative[i] < 0 ? -negative[i] : negative[i];
+      last_minus = size > last_minus ? size : last_minus;
+      last_zeros += negative[i] * 0;
+      value += beta * negative[i];
+    }
+    value *= weight;
+    total[i] = first ? value : total[i] + value;
+  }
+  const Acc wide_plus = max_lanes<Acc>(high_plus), wide_minus = max_lanes<Acc>(high_minus);
+  Extent<Acc> extent;
+  extent.positive = wide_plus > last_plus ? wide_plus : last_plus;
+  extent.negative = wide_minus > last_minus ? wide_minus : last_minus;
+  extent.finite = sum_lanes<Acc>(zeros) + last_zeros == 0 && extent.positive <= largest && extent.negative <= largest;
+  return extent;
+}
+
+template <typename Acc>
+static void stretch(const Acc* row, const Axis<Acc>& axis, Acc* out) {
+  constexpr int64_t lanes = Wide<Acc>::lanes;
+  for (int32_t cell = 0; cell < axis.cells; ++cell) {
+    const Acc here = row[cell];
+    const Acc step = (cell + 1 < axis.cells ? row[cell + 1] : here) - here;
+    // The last vector of a cell runs over into the next one, which is written afterwards, or into the padding.
+    for (int64_t x = axis.begin[cell]; x < axis.begin[cell + 1]; x += lanes) {
+      store<Acc>(out + x, spread<Acc>(here) + load(axis.fraction + x) * step);
+    }
+  }
+}
+
+template <typename Acc>
+static Range<Acc> blend(const BlendSource<Acc>* sources, int32_t count, Acc* out, int32_t width) {
+  constexpr int64_t lanes = Wide<Acc>::lanes;
+  Range<Acc> range = {Limits<Acc>::largest, -Limits<Acc>::largest};
+  Vector<Acc> low = spread<Acc>(range.low), high = spread<Acc>(range.high);
+  const auto values_at = [&](int64_t x) {
+    Vector<Acc> sum = {};
+    for (int32_t j = 0; j < count; ++j) {
+      const Vector<Acc> above = load(sources[j].row0 + x);
+      sum += above + (load(sources[j].row1 + x) - above) * sources[j].fraction;
+    }
+    low = sum < low ? sum : low;
+    high = sum > high ? sum : high;
+    return sum;
+  };
+  if (width >= lanes) {
+    for (int64_t x = 0; x < width - lanes; x += lanes) store<Acc>(out + x, values_at(x));
+    store<Acc>(out + width - lanes, values_at(width - lanes));  // may overlap the one before it: the same values
+  } else {
+    for (int32_t x = 0; x < width; ++x) {
+      Acc sum = 0;
+      for (int32_t j = 0; j < count; ++j) {
+        const Acc above = sources[j].row0[x];
+        sum += above + (sources[j].row1[x] - above) * sources[j].fraction;
+      }
+      out[x] = sum;
+      range.low = sum < range.low ? sum : range.low;
+      range.high = sum > range.high ? sum : range.high;
+    }
+  }
+  const Acc wide_low = -max_lanes<Acc>(-low), wide_high = max_lanes<Acc>(high);
+  range.low = wide_low < range.low ? wide_low : range.low;
+  range.high = wide_high > range.high ? wide_high : range.high;
+  return range;
+}
+
+template <typename Acc>
+static void scale(Acc* values, int64_t count, Acc low, Acc factor) {
+  constexpr int64_t lanes = Wide<Acc>::lanes;
+  const Vector<Acc> one = spread<Acc>(1);
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const Vector<Acc> value = (load(values + i) - low) * factor;
+    store<Acc>(values + i, value < one ? value : one);
+  }
+  for (; i < count; ++i) {
+    const Acc value = (values[i] - low) * factor;
+    values[i] = value < 1 ? value : Acc(1);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------- by the dtype of A_l
+
+static void planes_single(const void* base, DType dtype, int64_t stride, const int32_t* channels, const float* weights,
+                          int32_t count, float* out, int64_t positions) {
+  switch (dtype) {
+    case DType::float32:
+      return planes_of(static_cast<const float*>(base), stride, channels, weights, count, out, positions);
+    case DType::float16:
+      return planes_of(static_cast<const Float16*>(base), stride, channels, weights, count, out, positions);
+    case DType::bfloat16:
+      return planes_of(static_cast<const BFloat16*>(base), stride, channels, weights, count, out, positions);
+    case DType::float64:
+      return;
+  }
+}
+
+static void planes_twice(const void* base, DType, int64_t stride, const int32_t* channels, const double* weights,
+                         int32_t count, double* out, int64_t positions) {
+  planes_of(static_cast<const double*>(base), stride, channels, weights, count, out, positions);
+}
+
+template <typename T, typename Acc>
+static void dots_by_sign(const void* base, int64_t stride, const Acc* weights_positive, const Acc* weights_negative,
+                         int32_t channels, Acc* positive, Acc* negative, int64_t positions) {
+  const T* typed = static_cast<const T*>(base);
+  if (negative == nullptr) {
+    dots_of<T, Acc, false>(typed, stride, weights_positive, nullptr, channels, positive, nullptr, positions);
+  } else {
+    dots_of<T, Acc, true>(typed, stride, weights_positive, weights_negative, channels, positive, negative, positions);
+  }
+}
+
+static void dots_single(const void* base, DType dtype, int64_t stride, const float* weights_positive,
+                        const float* weights_negative, int32_t channels, float* positive, float* negative,
+                        int64_t positions) {
+  switch (dtype) {
+    case DType::float32:
+      return dots_by_sign<float>(base, stride, weights_positive, weights_negative, channels, positive, negative, positions);
+    case DType::float16:
+      return dots_by_sign<Float16>(base, stride, weights_positive, weights_negative, channels, positive, negative,
+                                   positions);
+    case DType::bfloat16:
+      return dots_by_sign<BFloat16>(base, stride, weights_positive, weights_negative, channels, positive, negative,
+                                    positions);
+    case DType::float64:
+      return;
+  }
+}
+
+static void dots_twice(const void* base, DType, int64_t stride, const double* weights_positive,
+                       const double* weights_negative, int32_t channels, double* positive, double* negative,
+                       int64_t positions) {
+  dots_by_sign<double>(base, stride, weights_positive, weights_negative, channels, positive, negative, positions);
+}
+
+static void picks_single(const void* base, DType dtype, int64_t stride, const int32_t* channels, const float* weights,
+                         int32_t count, float* out, int64_t positions) {
+  switch (dtype) {
+    case DType::float32:
+      return picks_of(static_cast<const float*>(base), stride, channels, weights, count, out, positions);
+    case DType::float16:
+      return picks_of(static_cast<const Float16*>(base), stride, channels, weights, count, out, positions);
+    case DType::bfloat16:
+      return picks_of(static_cast<const BFloat16*>(base), stride, channels, weights, count, out, positions);
+    case DType::float64:
+      return;
+  }
+}
+
+static void picks_twice(const void* base, DType, int64_t stride, const int32_t* channels, const double* weights,
+                        int32_t count, double* out, int64_t positions) {
+  picks_of(static_cast<const double*>(base), stride, channels, weights, count, out, positions);
+}
+
+static const InstructionSet set = {
+    MHEX_SET_NAME,
+    {planes_single, dots_single, picks_single, merge<float>, stretch<float>, blend<float>, scale<float>},
+    {planes_twice, dots_twice, picks_twice, merge<double>, stretch<double>, blend<double>, scale<double>},
+};
