@@ -114,6 +114,21 @@ def abi(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Time the kernels beside their rivals, and explaining beside classifying; on a quiet machine."""
+    install(session, "bench", editable=False)
+    session.run("python", "benchmarks/bench.py", *session.posargs)
+    session.run("python", "benchmarks/tables.py")
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Build the CUDA kernels, check them and time them, on a machine with a GPU."""
+    install(session, "bench", editable=False)
+    session.run("python", "benchmarks/gpu.py", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Train on the embedded lesions, explain, draw: the main job in one command, without a download."""
     install(session, editable=False)

@@ -60,20 +60,50 @@ def lesions(record: dict[str, Any]) -> list[str]:
     return lines
 
 
+def saliency(record: dict[str, Any]) -> list[str]:
+    """The kernels beside everything else that computes the same maps: how many times faster."""
+    rivals = ("stock", "compiled reference", "reference", "one by one", "read")
+    lines = [
+        "| activations | kernel, ms | GB/s | hand-fused stock | torch.compile | reference | sample by sample, numpy "
+        "| plain read |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        ours = row["contenders"]["native"]
+        ratios = " | ".join(f"{row['native_is_times_faster_than'][name]:.1f}x" for name in rivals)
+        lines.append(f"| {row['case']} | {ours['ms']:.2f} | {ours['GB_per_s']:.0f} | {ratios} |")
+    return lines
+
+
+def explaining(record: dict[str, Any]) -> list[str]:
+    """Explaining beside classifying."""
+    lines = ["| | images/s | time over classifying |", "|---|---|---|"]
+    (row,) = record["rows"]
+    for name, taken in row["contenders"].items():
+        ratio = f"{taken['times_classifying']:.3f}" if taken["times_classifying"] else "-"
+        lines.append(f"| {name} | {taken['images_per_s']:.1f} | {ratio} |")
+    return lines
+
+
 def _scores(scores: list[dict[str, float]]) -> str:
     return ", ".join(
         common.spread([score[key] for score in scores], scale=100, digits=1) for key in ("pointing", "mass")
     )
 
 
+TABLES = {"bloodmnist": bloodmnist, "lesions": lesions, "saliency": saliency, "explaining": explaining}
+
+
 def render(text: str) -> str:
     """The README with its tables as the results have them."""
-    for name, table in (("bloodmnist", bloodmnist), ("lesions", lesions)):
+    for name, table in TABLES.items():
         record = json.loads((common.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        seeds = len({run["seed"] for run in record["runs"]})
-        shape = (
-            f"{record['machine']['cores']} cores, torch {record['machine']['torch']}, {seeds} seeds, mean ± deviation"
-        )
+        machine = record["machine"]
+        shape = f"{machine['cores']} cores, {machine['vector_instructions']}, torch {machine['torch']}"
+        if "runs" in record:
+            shape += f", {len({run['seed'] for run in record['runs']})} seeds, mean ± deviation"
+        else:
+            shape += ", medians of one run"
         body = "\n".join([*table(record), "", f"`{record['command']}` ({shape})"])
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", flags=re.DOTALL)
         if not pattern.search(text):

@@ -212,8 +212,8 @@ class Recorder(nn.Module):
         super().__init__()
         self.calls = []
 
-    def forward(self, shortcut, branch):
-        self.calls.append((shortcut, branch))
+    def forward(self, shortcut, branch, *, reuse_branch=False):
+        self.calls.append((shortcut, branch.clone()))  # the sum may be written over it
         return shortcut, None
 
 
@@ -368,3 +368,59 @@ def test_only_what_no_forward_pass_reaches_is_taken_away(networks):
     surgery.drop_unused(network, {"kept"})
     assert sorted(network.state_dict()) == sorted(f"kept.{name}" for name in nn.BatchNorm2d(2).state_dict())
     assert network.gone.weight is None
+
+
+class ReadAgain(nn.Module):
+    """Batch norms whose results have several readers: a ReLU and the sum, or a ReLU and what follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.norm2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, images):
+        first = self.norm1(self.conv1(images))
+        features = self.relu(first)
+        branch = self.norm2(self.conv2(features))
+        total = features + branch
+        rest = self.relu(branch) + first.detach()
+        return self.fc((self.relu(total) * rest).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_memory_that_is_read_again_is_not_reused(make_images, training):
+    torch.manual_seed(0)
+    network = ReadAgain().train(training)
+    images = make_images(2, (16, 16))
+    expected = network(images)
+    mode = "training" if training else "evaluation"
+    (forward, _), traced = compiled(network, image_size=16, mode=mode)
+    output, _ = forward(network, images, [Recorder() for _ in traced.additions])
+    assert_close(output, expected, rtol=0, atol=0)
+
+
+def test_a_fresh_result_is_written_over(make_images):
+    """In a ResNet each ReLU inside a block overwrites a batch norm's result, and each sum the branch's."""
+    network = models.resnet18().eval()
+    images = make_images(1)
+    seen = {}
+    (forward, _), traced = compiled(network, image_size=32)
+    for name in ("layer1.0.bn1", "layer1.0.bn2"):
+        network.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: (output, output.clone())})
+        )
+    forward(network, images, [MHEXBlock(addition.channels, 2) for addition in traced.additions])
+    for after, before in seen.values():
+        assert not torch.equal(after, before)
+
+
+def test_what_a_hook_has_seen_is_not_written_over(make_images):
+    network = models.resnet18().eval()
+    seen = []
+    network.layer1[0].bn2.register_forward_hook(lambda module, inputs, output: seen.append((output, output.clone())))
+    (forward, _), traced = compiled(network, image_size=32)
+    forward(network, make_images(1), [MHEXBlock(addition.channels, 2) for addition in traced.additions])
+    after, before = seen[-1]
+    assert torch.equal(after, before)

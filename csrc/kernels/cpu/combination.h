@@ -41,6 +41,21 @@ struct StretchedAxis {
 };
 
 template <typename Acc>
+struct Range {
+  Acc low;
+  Acc high;
+};
+
+// What one thread keeps from map to map.
+template <typename Acc>
+struct Workspace {
+  std::vector<Acc> rows;                  // of each group two stretched rows
+  std::vector<int32_t> held;              // which of the layer's rows each of them is
+  std::vector<BlendSource<Acc>> sources;  // of each group
+  std::vector<char> begun;                // whether a group has a sum yet
+};
+
+template <typename Acc>
 class Combination {
  public:
   Combination(const Problem& problem, const Output& output) : problem_(problem), output_(output) {
@@ -63,8 +78,8 @@ class Combination {
 
   // The sums of the groups. Returns a range that rounding alone may leave in a constant map, or NaN if a value is not
   // finite.
-  Acc merge(const Acc* const* positive, const Acc* const* negative, Acc* sums) const {
-    std::vector<char> begun(groups_.size(), 0);
+  Acc merge(const Acc* const* positive, const Acc* const* negative, Acc* sums, Workspace<Acc>& work) const {
+    work.begun.assign(groups_.size(), 0);
     Acc size = 0;
     bool finite = true;
     for (int32_t l = 0; l < problem_.layers; ++l) {
@@ -73,8 +88,8 @@ class Combination {
       const auto weight = static_cast<Acc>(layer.weight), beta = static_cast<Acc>(problem_.beta);
       const Extent<Acc> extent =
           leaves<Acc>().merge(sums + groups_[g].offset, positive[l], negative == nullptr ? nullptr : negative[l], weight,
-                              beta, !begun[g], positions_of(layer));
-      begun[g] = 1;
+                              beta, !work.begun[g], positions_of(layer));
+      work.begun[g] = 1;
       size += std::abs(weight) * (extent.positive + beta * extent.negative);
       finite = finite && extent.finite;
     }
@@ -83,33 +98,35 @@ class Combination {
   }
 
   // Rows [begin, end) of one output map, from the sums of its groups.
-  Range<Acc> resize(const Acc* sums, int32_t begin, int32_t end, Acc* map, std::vector<Acc>& buffer) const {
+  Range<Acc> resize(const Acc* sums, int32_t begin, int32_t end, Acc* map, Workspace<Acc>& work) const {
     const size_t pitch = ceil_div(output_.width + kPadding, kLine) * kLine;
-    buffer.resize(groups_.size() * 2 * pitch);
-    std::vector<BlendSource<Acc>> sources(groups_.size());
-    std::vector<int32_t> held(groups_.size() * 2, -1);  // which source row each buffer holds
-    Range<Acc> range = {std::numeric_limits<Acc>::max(), std::numeric_limits<Acc>::lowest()};
+    work.rows.resize(groups_.size() * 2 * pitch);
+    work.sources.resize(groups_.size());
+    work.held.assign(groups_.size() * 2, -1);
+    Extremes<Acc> extremes;
+    std::fill_n(extremes.low, kPadding, std::numeric_limits<Acc>::max());
+    std::fill_n(extremes.high, kPadding, std::numeric_limits<Acc>::lowest());
+    const auto& leaf = leaves<Acc>();
     for (int32_t y = begin; y < end; ++y) {
       for (size_t g = 0; g < groups_.size(); ++g) {
         const int32_t above = rows_[g].cell[y], below = std::min(above + 1, groups_[g].height - 1);
         const auto row = [&](int32_t index) -> const Acc* {
           const size_t slot = g * 2 + (index & 1);
-          Acc* place = buffer.data() + slot * pitch;
-          if (held[slot] != index) {
-            leaves<Acc>().stretch(sums + groups_[g].offset + static_cast<int64_t>(index) * groups_[g].width,
-                                  columns_[g].view(), place);
-            held[slot] = index;
+          Acc* place = work.rows.data() + slot * pitch;
+          if (work.held[slot] != index) {
+            leaf.stretch(sums + groups_[g].offset + static_cast<int64_t>(index) * groups_[g].width, columns_[g].view(),
+                         place);
+            work.held[slot] = index;
           }
           return place;
         };
-        sources[g] = {row(above), row(below), rows_[g].fraction[y]};
+        work.sources[g] = {row(above), row(below), rows_[g].fraction[y]};
       }
-      const Range<Acc> of_row = leaves<Acc>().blend(sources.data(), static_cast<int32_t>(sources.size()),
-                                                    map + static_cast<int64_t>(y) * output_.width, output_.width);
-      range.low = std::min(range.low, of_row.low);
-      range.high = std::max(range.high, of_row.high);
+      leaf.blend(work.sources.data(), static_cast<int32_t>(groups_.size()), map + static_cast<int64_t>(y) * output_.width,
+                 output_.width, extremes);
     }
-    return range;
+    return {*std::min_element(extremes.low, extremes.low + kPadding),
+            *std::max_element(extremes.high, extremes.high + kPadding)};
   }
 
   // Brings `count` values of a map to [0, 1], given the extremes of the whole map.
@@ -137,10 +154,9 @@ class Combination {
   Acc* map(int64_t index) const { return static_cast<Acc*>(output_.saliency) + index * pixels(); }
 
   // One whole map.
-  void finish(const Acc* const* positive, const Acc* const* negative, Acc* sums, int64_t index,
-              std::vector<Acc>& buffer) const {
-    const Acc constant = merge(positive, negative, sums);
-    const Range<Acc> range = resize(sums, 0, output_.height, map(index), buffer);
+  void finish(const Acc* const* positive, const Acc* const* negative, Acc* sums, int64_t index, Workspace<Acc>& work) const {
+    const Acc constant = merge(positive, negative, sums, work);
+    const Range<Acc> range = resize(sums, 0, output_.height, map(index), work);
     if (output_.normalize) normalize(map(index), pixels(), range, constant);
   }
 
@@ -151,10 +167,10 @@ class Combination {
     std::vector<Range<Acc>> ranges(maps * bands);
     const auto rows = [&](int64_t band) { return static_cast<int32_t>(band * output_.height / bands); };
     auto draw = [&](int64_t begin, int64_t end) {
-      std::vector<Acc> buffer;
+      Workspace<Acc> work;
       for (int64_t item = begin; item < end; ++item) {
         const int64_t band = item % bands;
-        ranges[item] = resize(sums_of(item / bands), rows(band), rows(band + 1), map(item / bands), buffer);
+        ranges[item] = resize(sums_of(item / bands), rows(band), rows(band + 1), map(item / bands), work);
       }
     };
     parallel(threads, maps * bands, draw);

@@ -24,10 +24,14 @@ struct BlendSource {
   Acc fraction;
 };
 
+constexpr int32_t kTogether = 4;  // channels of a list come in groups of this many
+constexpr int64_t kPadding = 16;  // elements behind rows and fractions that a vector may touch; lanes of the widest one
+
+// The smallest and largest values so far, lane by lane.
 template <typename Acc>
-struct Range {
-  Acc low;
-  Acc high;
+struct Extremes {
+  Acc low[kPadding];
+  Acc high[kPadding];
 };
 
 // The largest |value| of each sign's map, and whether every value is finite.
@@ -40,7 +44,8 @@ struct Extent {
 
 template <typename Acc>
 struct Leaves {
-  // out[i] = sum_j weights[j] * A[channels[j] * stride + i]. Channels that are not listed are not read.
+  // out[i] = sum_j weights[j] * A[channels[j] * stride + i]. Channels that are not listed are not read; `count` is a
+  // multiple of kTogether.
   void (*planes)(const void* base, DType dtype, int64_t stride, const int32_t* channels, const Acc* weights, int32_t count,
                  Acc* out, int64_t positions);
 
@@ -59,8 +64,8 @@ struct Leaves {
   // One row of a layer stretched along x. `out` is padded like the axis.
   void (*stretch)(const Acc* row, const Axis<Acc>& axis, Acc* out);
 
-  // out[x] = sum over sources; returns the extremes of the row.
-  Range<Acc> (*blend)(const BlendSource<Acc>* sources, int32_t count, Acc* out, int32_t width);
+  // out[x] = sum over sources; the extremes are kept up to date.
+  void (*blend)(const BlendSource<Acc>* sources, int32_t count, Acc* out, int32_t width, Extremes<Acc>& extremes);
 
   // values = min((values - low) * factor, 1).
   void (*scale)(Acc* values, int64_t count, Acc low, Acc factor);
@@ -75,7 +80,5 @@ struct InstructionSet {
 // The widest set that this processor runs; the environment variable MHEX_CPU ("baseline", "avx2", "avx512") may ask for a
 // narrower one.
 const InstructionSet& instruction_set();
-
-constexpr int64_t kPadding = 16;  // elements behind rows and fractions that a vector may touch
 
 }  // namespace mhex::cpu

@@ -1,23 +1,27 @@
 // Included once per instruction set, inside its namespace, with MHEX_VECTOR_BYTES defined. Nothing here may instantiate a
 // template of the standard library: the linker could keep the copy compiled for the newer processor.
 
-// A vector of Acc as wide as the instruction set has it; GCC and Clang do arithmetic on it lane by lane.
-template <typename Acc>
+// A vector of Acc, as wide as the instruction set has it unless said otherwise; GCC and Clang do arithmetic on it lane by
+// lane.
+template <typename Acc, int Bytes = MHEX_VECTOR_BYTES>
 struct Wide {
-  typedef Acc type __attribute__((vector_size(MHEX_VECTOR_BYTES)));
-  static constexpr int64_t lanes = MHEX_VECTOR_BYTES / sizeof(Acc);
+  typedef Acc type __attribute__((vector_size(Bytes)));
+  static constexpr int64_t lanes = Bytes / sizeof(Acc);
 };
 
-template <typename Acc>
-using Vector = typename Wide<Acc>::type;
+template <typename Acc, int Bytes = MHEX_VECTOR_BYTES>
+using Vector = typename Wide<Acc, Bytes>::type;
+
+// The narrowest vector there is, for layers of a few positions.
+constexpr int kNarrow = 16;
 
 template <typename Acc>
 static inline Vector<Acc> spread(Acc value) {
   return Vector<Acc>{} + value;
 }
 
-template <typename Acc>
-static inline void store(Acc* to, Vector<Acc> value) {
+template <typename Acc, int Bytes = MHEX_VECTOR_BYTES>
+static inline void store(Acc* to, Vector<Acc, Bytes> value) {
   __builtin_memcpy(to, &value, sizeof(value));
 }
 
@@ -39,60 +43,94 @@ static inline float widen(Float16 value) {
 #endif
 }
 
-static inline Vector<float> load(const float* from) {
-  Vector<float> value;
+template <int Bytes = MHEX_VECTOR_BYTES>
+static inline Vector<float, Bytes> load(const float* from) {
+  Vector<float, Bytes> value;
   __builtin_memcpy(&value, from, sizeof(value));
   return value;
 }
 
-static inline Vector<double> load(const double* from) {
-  Vector<double> value;
+template <int Bytes = MHEX_VECTOR_BYTES>
+static inline Vector<double, Bytes> load(const double* from) {
+  Vector<double, Bytes> value;
   __builtin_memcpy(&value, from, sizeof(value));
   return value;
 }
 
-static inline Vector<float> load(const BFloat16* from) {
-  typedef uint16_t Halves __attribute__((vector_size(MHEX_VECTOR_BYTES / 2)));
-  typedef uint32_t Words __attribute__((vector_size(MHEX_VECTOR_BYTES)));
+template <int Bytes = MHEX_VECTOR_BYTES>
+static inline Vector<float, Bytes> load(const BFloat16* from) {
+  using Halves = Vector<uint16_t, Bytes / 2>;
+  using Words = Vector<uint32_t, Bytes>;
   Halves halves;
   __builtin_memcpy(&halves, from, sizeof(halves));
   Words words = __builtin_convertvector(halves, Words) << 16;
-  Vector<float> value;
+  Vector<float, Bytes> value;
   __builtin_memcpy(&value, &words, sizeof(value));
   return value;
 }
 
-static inline Vector<float> load(const Float16* from) {
-  Vector<float> value;
+template <int Bytes = MHEX_VECTOR_BYTES>
+static inline Vector<float, Bytes> load(const Float16* from) {
+  Vector<float, Bytes> value;
 #if defined(MHEX_HAS_F16C) && MHEX_VECTOR_BYTES == 64
-  __m512 wide = _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  __builtin_memcpy(&value, &wide, sizeof(value));
-#elif defined(MHEX_HAS_F16C) && MHEX_VECTOR_BYTES == 32
-  __m256 wide = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-  __builtin_memcpy(&value, &wide, sizeof(value));
-#else
-  for (int64_t lane = 0; lane < Wide<float>::lanes; ++lane) value[lane] = widen(from[lane]);
+  if constexpr (Bytes == 64) {
+    __m512 wide = _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    __builtin_memcpy(&value, &wide, sizeof(value));
+    return value;
+  }
 #endif
+#if defined(MHEX_HAS_F16C)
+  if constexpr (Bytes == 32) {
+    __m256 wide = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    __builtin_memcpy(&value, &wide, sizeof(value));
+    return value;
+  }
+  if constexpr (Bytes == 16) {
+    __m128 wide = _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    __builtin_memcpy(&value, &wide, sizeof(value));
+    return value;
+  }
+#endif
+  for (int64_t lane = 0; lane < Wide<float, Bytes>::lanes; ++lane) value[lane] = widen(from[lane]);
   return value;
 }
 
 // ------------------------------------------------------------------------------------------------------------ reductions
 
-template <typename Acc>
-static inline Acc sum_lanes(Vector<Acc> value) {
-  Acc lanes[Wide<Acc>::lanes];
-  __builtin_memcpy(lanes, &value, sizeof(value));
-  for (int64_t half = Wide<Acc>::lanes / 2; half > 0; half /= 2) {
-    for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
+// Lane i gets lane i + Distance, around the end.
+template <typename Acc, int Distance>
+static inline Vector<Acc> rotate(Vector<Acc> value) {
+  constexpr int lanes = Wide<Acc>::lanes;
+#if defined(__GNUC__) && !defined(__clang__)
+  typedef typename LaneIndex<sizeof(Acc)>::type Index;
+  typedef Index Indices __attribute__((vector_size(MHEX_VECTOR_BYTES)));
+  Indices from;
+  for (int lane = 0; lane < lanes; ++lane) from[lane] = (lane + Distance) % lanes;
+  return __builtin_shuffle(value, from);
+#else
+  Vector<Acc> result;
+  for (int lane = 0; lane < lanes; ++lane) result[lane] = value[(lane + Distance) % lanes];
+  return result;
+#endif
 }
 
-template <typename Acc>
+template <typename Acc, int Distance = Wide<Acc>::lanes / 2>
+static inline Acc sum_lanes(Vector<Acc> value) {
+  if constexpr (Distance == 0) {
+    return value[0];
+  } else {
+    return sum_lanes<Acc, Distance / 2>(value + rotate<Acc, Distance>(value));
+  }
+}
+
+template <typename Acc, int Distance = Wide<Acc>::lanes / 2>
 static inline Acc max_lanes(Vector<Acc> value) {
-  Acc result = value[0];
-  for (int64_t lane = 1; lane < Wide<Acc>::lanes; ++lane) result = value[lane] > result ? value[lane] : result;
-  return result;
+  if constexpr (Distance == 0) {
+    return value[0];
+  } else {
+    const Vector<Acc> other = rotate<Acc, Distance>(value);
+    return max_lanes<Acc, Distance / 2>(value > other ? value : other);
+  }
 }
 
 // Folds two vectors into one: in each block of `Block` lanes the first half holds the sums of the block's halves in `a`, the
@@ -136,39 +174,46 @@ static inline Vector<Acc> sums_of(Vector<Acc>* vectors) {
 // ----------------------------------------------------------------------------------------------------- planes (channels)
 
 // `Group` channels at once: out is read and written once for all of them, and each is a stream of its own.
+template <typename T, typename Acc, int Group, int Bytes>
+static inline void add_vectors(const T* const* plane, const Acc* weight, bool first, Acc* out, int64_t positions) {
+  constexpr int64_t lanes = Wide<Acc, Bytes>::lanes;
+  const auto sum_at = [&](int64_t i) {
+    Vector<Acc, Bytes> sum = load<Bytes>(plane[0] + i) * weight[0];
+#pragma GCC unroll 8
+    for (int j = 1; j < Group; ++j) sum += load<Bytes>(plane[j] + i) * weight[j];
+    return sum;
+  };
+  // The last vector overlaps the one before it, so its old values are taken before anything is written.
+  const int64_t end = positions - lanes;
+  Vector<Acc, Bytes> last = {};
+  if (!first) last = load<Bytes>(out + end);
+  for (int64_t i = 0; i < end; i += lanes) {
+    Vector<Acc, Bytes> sum = sum_at(i);
+    if (!first) sum += load<Bytes>(out + i);
+    store<Acc, Bytes>(out + i, sum);
+  }
+  store<Acc, Bytes>(out + end, sum_at(end) + last);
+}
+
 template <typename T, typename Acc, int Group>
 static inline void add_planes(const T* base, int64_t stride, const int32_t* channels, const Acc* weights, bool first,
                               Acc* out, int64_t positions) {
-  constexpr int64_t lanes = Wide<Acc>::lanes;
   const T* plane[Group];
   Acc weight[Group];
   for (int j = 0; j < Group; ++j) {
     plane[j] = base + channels[j] * stride;
     weight[j] = weights[j];
   }
-  if (positions >= lanes) {
-    const auto sum_at = [&](int64_t i) {
-      Vector<Acc> sum = load(plane[0] + i) * weight[0];
-#pragma GCC unroll 8
-      for (int j = 1; j < Group; ++j) sum += load(plane[j] + i) * weight[j];
-      return sum;
-    };
-    // The last vector overlaps the one before it, so its old values are taken before anything is written.
-    const int64_t end = positions - lanes;
-    Vector<Acc> last = {};
-    if (!first) last = load(out + end);
-    for (int64_t i = 0; i < end; i += lanes) {
-      Vector<Acc> sum = sum_at(i);
-      if (!first) sum += load(out + i);
-      store<Acc>(out + i, sum);
+  if (positions >= Wide<Acc>::lanes) {
+    add_vectors<T, Acc, Group, MHEX_VECTOR_BYTES>(plane, weight, first, out, positions);
+  } else if (positions >= Wide<Acc, kNarrow>::lanes) {
+    add_vectors<T, Acc, Group, kNarrow>(plane, weight, first, out, positions);
+  } else {
+    for (int64_t i = 0; i < positions; ++i) {
+      Acc sum = widen(plane[0][i]) * weight[0];
+      for (int j = 1; j < Group; ++j) sum += widen(plane[j][i]) * weight[j];
+      out[i] = first ? sum : out[i] + sum;
     }
-    store<Acc>(out + end, sum_at(end) + last);
-    return;
-  }
-  for (int64_t i = 0; i < positions; ++i) {
-    Acc sum = widen(plane[0][i]) * weight[0];
-    for (int j = 1; j < Group; ++j) sum += widen(plane[j][i]) * weight[j];
-    out[i] = first ? sum : out[i] + sum;
   }
 }
 
@@ -177,18 +222,7 @@ static void planes_of(const T* base, int64_t stride, const int32_t* channels, co
                       int64_t positions) {
   int32_t j = 0;
   for (; j + 8 <= count; j += 8) add_planes<T, Acc, 8>(base, stride, channels + j, weights + j, j == 0, out, positions);
-  if (j + 4 <= count) {
-    add_planes<T, Acc, 4>(base, stride, channels + j, weights + j, j == 0, out, positions);
-    j += 4;
-  }
-  if (j + 2 <= count) {
-    add_planes<T, Acc, 2>(base, stride, channels + j, weights + j, j == 0, out, positions);
-    j += 2;
-  }
-  if (j < count) {
-    add_planes<T, Acc, 1>(base, stride, channels + j, weights + j, j == 0, out, positions);
-    ++j;
-  }
+  if (j < count) add_planes<T, Acc, kTogether>(base, stride, channels + j, weights + j, j == 0, out, positions);
   if (count == 0) {
     for (int64_t i = 0; i < positions; ++i) out[i] = 0;
   }
@@ -213,22 +247,33 @@ static inline void dots_block(const T* base, int64_t stride, const Acc* weights_
                               int32_t channels, Acc* positive, Acc* negative) {
   constexpr int64_t lanes = Wide<Acc>::lanes;
   constexpr int rows = Both ? lanes / 2 : lanes;
-  Vector<Acc> sums[lanes] = {};
-  int32_t k = 0;
-  for (; k + lanes <= channels; k += lanes) {
-    const Vector<Acc> weight_plus = load(weights_positive + k);
-    Vector<Acc> weight_minus = {};
-    if constexpr (Both) weight_minus = load(weights_negative + k);
+  Vector<Acc> sums[lanes];
+  const int32_t whole = channels / lanes * lanes;
+  // Row by row, as memory lies: sixteen streams at once would be more than is fetched ahead. Two chains per row, since one
+  // alone waits for each addition.
 #pragma GCC unroll 16
-    for (int row = 0; row < rows; ++row) {
-      const Vector<Acc> value = load(base + row * stride + k);
-      sums[row] += value * weight_plus;
-      if constexpr (Both) sums[rows + row] += value * weight_minus;
+  for (int row = 0; row < rows; ++row) {
+    const T* values = base + row * stride;
+    Vector<Acc> plus[2] = {}, minus[2] = {};
+    int32_t k = 0;
+    for (; k + 2 * lanes <= whole; k += 2 * lanes) {
+      for (int half = 0; half < 2; ++half) {
+        const Vector<Acc> value = load(values + k + half * lanes);
+        plus[half] += value * load(weights_positive + k + half * lanes);
+        if constexpr (Both) minus[half] += value * load(weights_negative + k + half * lanes);
+      }
     }
+    if (k < whole) {
+      const Vector<Acc> value = load(values + k);
+      plus[0] += value * load(weights_positive + k);
+      if constexpr (Both) minus[0] += value * load(weights_negative + k);
+    }
+    sums[row] = plus[0] + plus[1];
+    if constexpr (Both) sums[rows + row] = minus[0] + minus[1];
   }
   Acc totals[lanes];
   store<Acc>(totals, sums_of<Acc>(sums));
-  for (; k < channels; ++k) {
+  for (int32_t k = whole; k < channels; ++k) {
     for (int row = 0; row < rows; ++row) {
       const Acc value = widen(base[row * stride + k]);
       totals[row] += value * weights_positive[k];
@@ -259,9 +304,13 @@ static void picks_of(const T* base, int64_t stride, const int32_t* channels, con
                      int64_t positions) {
   for (int64_t p = 0; p < positions; ++p) {
     const T* row = base + p * stride;
-    Acc sum = 0;
-    for (int32_t j = 0; j < count; ++j) sum += widen(row[channels[j]]) * weights[j];
-    out[p] = sum;
+    Acc sums[4] = {};  // four chains: one alone waits for each addition
+    int32_t j = 0;
+    for (; j + 4 <= count; j += 4) {
+      for (int i = 0; i < 4; ++i) sums[i] += widen(row[channels[j + i]]) * weights[j + i];
+    }
+    for (; j < count; ++j) sums[0] += widen(row[channels[j]]) * weights[j];
+    out[p] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
 }
 
@@ -330,39 +379,36 @@ static void stretch(const Acc* row, const Axis<Acc>& axis, Acc* out) {
 }
 
 template <typename Acc>
-static Range<Acc> blend(const BlendSource<Acc>* sources, int32_t count, Acc* out, int32_t width) {
+static void blend(const BlendSource<Acc>* sources, int32_t count, Acc* out, int32_t width, Extremes<Acc>& extremes) {
   constexpr int64_t lanes = Wide<Acc>::lanes;
-  Range<Acc> range = {Limits<Acc>::largest, -Limits<Acc>::largest};
-  Vector<Acc> low = spread<Acc>(range.low), high = spread<Acc>(range.high);
-  const auto values_at = [&](int64_t x) {
-    Vector<Acc> sum = {};
-    for (int32_t j = 0; j < count; ++j) {
-      const Vector<Acc> above = load(sources[j].row0 + x);
-      sum += above + (load(sources[j].row1 + x) - above) * sources[j].fraction;
-    }
-    low = sum < low ? sum : low;
-    high = sum > high ? sum : high;
-    return sum;
-  };
   if (width >= lanes) {
-    for (int64_t x = 0; x < width - lanes; x += lanes) store<Acc>(out + x, values_at(x));
-    store<Acc>(out + width - lanes, values_at(width - lanes));  // may overlap the one before it: the same values
-  } else {
-    for (int32_t x = 0; x < width; ++x) {
-      Acc sum = 0;
+    Vector<Acc> low = load(extremes.low), high = load(extremes.high);
+    const auto draw = [&](int64_t x) {
+      Vector<Acc> sum = {};
       for (int32_t j = 0; j < count; ++j) {
-        const Acc above = sources[j].row0[x];
-        sum += above + (sources[j].row1[x] - above) * sources[j].fraction;
+        const Vector<Acc> above = load(sources[j].row0 + x);
+        sum += above + (load(sources[j].row1 + x) - above) * sources[j].fraction;
       }
-      out[x] = sum;
-      range.low = sum < range.low ? sum : range.low;
-      range.high = sum > range.high ? sum : range.high;
-    }
+      low = sum < low ? sum : low;
+      high = sum > high ? sum : high;
+      store<Acc>(out + x, sum);
+    };
+    for (int64_t x = 0; x < width - lanes; x += lanes) draw(x);
+    draw(width - lanes);  // may overlap the one before it: the same values
+    store<Acc>(extremes.low, low);
+    store<Acc>(extremes.high, high);
+    return;
   }
-  const Acc wide_low = -max_lanes<Acc>(-low), wide_high = max_lanes<Acc>(high);
-  range.low = wide_low < range.low ? wide_low : range.low;
-  range.high = wide_high > range.high ? wide_high : range.high;
-  return range;
+  for (int32_t x = 0; x < width; ++x) {
+    Acc sum = 0;
+    for (int32_t j = 0; j < count; ++j) {
+      const Acc above = sources[j].row0[x];
+      sum += above + (sources[j].row1[x] - above) * sources[j].fraction;
+    }
+    out[x] = sum;
+    extremes.low[0] = sum < extremes.low[0] ? sum : extremes.low[0];
+    extremes.high[0] = sum > extremes.high[0] ? sum : extremes.high[0];
+  }
 }
 
 template <typename Acc>

@@ -85,7 +85,7 @@ class LayerMaps {
     }
     dense_.assign(2 * layer.channels, Acc(0));
     for (int32_t j = 0; j < reads.all; ++j) {
-      dense_[reads.channels[j] + (j < reads.positive ? 0 : layer.channels)] = reads.weights[j];
+      dense_[reads.channels[j] + (j < reads.positive ? 0 : layer.channels)] += reads.weights[j];
     }
     leaf.dots(data, layer.dtype, layer.stride_p, dense_.data(), dense_.data() + layer.channels, layer.channels, plus, minus,
               count);
@@ -159,21 +159,24 @@ void combine(const Problem& problem, const SignedMaps& maps, const Output& outpu
   };
   if (enough_for_all(count, threads)) {
     auto body = [&](int64_t begin, int64_t end) {
-      std::vector<Acc> sums(combination.scratch()), buffer;
+      std::vector<Acc> sums(combination.scratch());
+      Workspace<Acc> work;
       const Acc *positive[kMaxLayers], *minus[kMaxLayers];
       for (int64_t index = begin; index < end; ++index) {
         layers_at(index, positive, minus);
-        combination.finish(positive, negative ? minus : nullptr, sums.data(), index, buffer);
+        combination.finish(positive, negative ? minus : nullptr, sums.data(), index, work);
       }
     };
     parallel(threads, count, body);
     return;
   }
   std::vector<Acc> sums(count * combination.scratch()), constants(count);
+  Workspace<Acc> work;
   for (int64_t index = 0; index < count; ++index) {
     const Acc *positive[kMaxLayers], *minus[kMaxLayers];
     layers_at(index, positive, minus);
-    constants[index] = combination.merge(positive, negative ? minus : nullptr, sums.data() + index * combination.scratch());
+    constants[index] =
+        combination.merge(positive, negative ? minus : nullptr, sums.data() + index * combination.scratch(), work);
   }
   combination.finish_in_bands(count, threads, constants,
                               [&](int64_t index) { return sums.data() + index * combination.scratch(); });
@@ -207,7 +210,8 @@ void aggregate(const Problem& problem, const Output& output, const Threads& thre
   auto body = [&](int64_t begin, int64_t end) {
     LayerMaps<Acc> layer_maps(problem, weights);
     const int64_t most = std::min(problem.targets, kTargetsPerTask);
-    std::vector<Acc> storage((negative ? 2 : 1) * most * pitch + combination.scratch()), buffer;
+    std::vector<Acc> storage((negative ? 2 : 1) * most * pitch + combination.scratch());
+    Workspace<Acc> work;
     Acc* sums = storage.data();
     Acc* plus = sums + combination.scratch();
     Acc* minus = negative ? plus + most * pitch : nullptr;
@@ -224,7 +228,7 @@ void aggregate(const Problem& problem, const Output& output, const Threads& thre
           positive[l] = plus + (target - first) * pitch + offsets[l];
           if (negative) opposed[l] = minus + (target - first) * pitch + offsets[l];
         }
-        combination.finish(positive, negative ? opposed : nullptr, sums, sample * problem.targets + target, buffer);
+        combination.finish(positive, negative ? opposed : nullptr, sums, sample * problem.targets + target, work);
       }
     }
   };

@@ -6,11 +6,12 @@
 #include <memory>
 #include <vector>
 
-#include "../../params.h"
+#include "common.h"
 
 namespace mhex::cpu {
 
-// The channels of one layer that one class reads: those with positive weight, then those with negative weight.
+// The channels of one layer that one class reads: those with positive weight, then those with negative weight, each padded
+// to a multiple of kTogether.
 template <typename Acc>
 struct Reads {
   const int32_t* channels;
@@ -29,16 +30,16 @@ class Weights {
         by_class_(problem.target == nullptr || problem.classes <= problem.batch * problem.targets),
         rows_(by_class_ ? problem.classes : problem.batch * problem.targets),
         offsets_(problem.layers + 1, 0) {
-    for (int32_t l = 0; l < problem.layers; ++l) offsets_[l + 1] = offsets_[l] + problem.layer[l].channels;
+    for (int32_t l = 0; l < problem.layers; ++l) offsets_[l + 1] = offsets_[l] + problem.layer[l].channels + 2 * kTogether;
     channels_.reset(new int32_t[rows_ * width()]);
     weights_.reset(new Acc[rows_ * width()]);
     counts_.reset(new int32_t[rows_ * problem.layers * 2]);
-    threads.parallel_for(
-        rows_,
-        [](int64_t begin, int64_t end, void* self) {
-          for (int64_t row = begin; row < end; ++row) static_cast<Weights*>(self)->fill(row);
-        },
-        this);
+    // Waking threads takes longer than a small table.
+    const Threads used = {threads.parallel_for, rows_ * width() < kSmall ? 1 : threads.count};
+    auto fill_rows = [this](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) fill(row);
+    };
+    parallel(used, rows_, fill_rows);
   }
 
   Reads<Acc> at(int64_t sample, int64_t target, int32_t layer) const {
@@ -49,6 +50,8 @@ class Weights {
   }
 
  private:
+  static constexpr int64_t kSmall = 1 << 16;
+
   int64_t width() const { return offsets_.back(); }
 
   int64_t class_of(int64_t sample, int64_t target) const {
@@ -80,6 +83,12 @@ class Weights {
           channels_[start + count] = k;
           weights_[start + count] = weight;
           ++count;
+        }
+        // Whole groups: the last channel again, with weight zero, costs less than a branch for each remainder.
+        const int32_t begin = sign == 0 ? 0 : counts_[(row * problem_.layers + l) * 2];
+        for (; (count - begin) % kTogether != 0; ++count) {
+          channels_[start + count] = channels_[start + count - 1];
+          weights_[start + count] = 0;
         }
         counts_[(row * problem_.layers + l) * 2 + sign] = count;
       }

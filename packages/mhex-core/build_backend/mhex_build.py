@@ -23,9 +23,9 @@ from setuptools.build_meta import (  # noqa: F401 part of a backend's interface
 NATIVE_REQUIRES = ["torch>=2.10", "ninja", "pybind11>=2.13"]
 
 
-def wish(name: str, default: str = "auto") -> str:
+def wish(name: str) -> str:
     """The environment variable `name`: "0", "1" or "auto"."""
-    value = os.environ.get(name, default)
+    value = os.environ.get(name, "auto")
     if value not in ("0", "1", "auto"):
         raise SystemExit(f"{name} must be '0', '1' or 'auto', got {value!r}")
     return value
@@ -59,7 +59,7 @@ def wants_native() -> bool:
 
 def wants_cuda() -> bool:
     """Whether the CUDA kernels are to be built."""
-    chosen = wish("MHEX_CUDA", "0")
+    chosen = wish("MHEX_CUDA")
     if chosen == "1" and nvcc() is None:
         raise SystemExit("MHEX_CUDA=1 asks for CUDA kernels, but no nvcc was found; set CUDA_HOME or unset it")
     return wants_native() and (chosen == "1" or (chosen == "auto" and nvcc() is not None))

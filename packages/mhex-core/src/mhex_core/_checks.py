@@ -32,6 +32,10 @@ def tensors(name: str, value: object, *, ndim: int | tuple[int, ...]) -> tuple[T
         raise TypeError(f"{name} must be a sequence of tensors, one per layer, got {type(value).__name__}")
     if not value:
         raise ValueError(f"{name} must hold at least one layer, got an empty sequence")
+    # What is right, as nearly always, is not given a name first.
+    ranks = (ndim,) if isinstance(ndim, int) else ndim
+    if all(isinstance(item, Tensor) and item.ndim in ranks and item.is_floating_point() for item in value):
+        return tuple(value)
     return tuple(tensor(f"{name}[{index}]", item, ndim=ndim) for index, item in enumerate(value))
 
 
@@ -117,8 +121,8 @@ def class_indices(
     # An index out of range would be a device-side assertion on an accelerator, which ends the process's use of it.
     # While torch traces, there are no values to look at.
     traced = torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(value)
-    if look and not traced and value.numel() and not (int(value.min()) >= 0 and int(value.max()) < num_classes):
-        raise ValueError(
-            f"{name} must lie in [0, {num_classes - 1}], got values from {int(value.min())} to {int(value.max())}"
-        )
+    if look and not traced and value.numel():
+        low, high = (int(extreme) for extreme in value.aminmax())
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"{name} must lie in [0, {num_classes - 1}], got values from {low} to {high}")
     return value.to(device=device, dtype=torch.int64)

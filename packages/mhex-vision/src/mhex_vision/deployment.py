@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class _PlainAddition(nn.Module):
     """What is left of a block that neither gates nor predicts."""
 
-    def forward(self, shortcut: Tensor, branch: Tensor) -> tuple[Tensor, None]:
-        del branch
+    def forward(self, shortcut: Tensor, branch: Tensor, *, reuse_branch: bool) -> tuple[Tensor, None]:
+        del branch, reuse_branch
         return shortcut, None
 
 
@@ -30,7 +30,8 @@ class _GateOnly(nn.Module):
         super().__init__()
         self.gate = block.gate
 
-    def forward(self, shortcut: Tensor, branch: Tensor) -> tuple[Tensor, None]:
+    def forward(self, shortcut: Tensor, branch: Tensor, *, reuse_branch: bool) -> tuple[Tensor, None]:
+        del reuse_branch
         # The same operations in the same order as in MHEXBlock, so that predictions do not change by one bit.
         pooled = torch.relu(shortcut.flatten(2).mean(dim=2) + branch.flatten(2).mean(dim=2))
         return shortcut * torch.sigmoid(self.gate(pooled))[:, :, None, None], None

@@ -23,11 +23,13 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from mhex_core import BlockOutput
+from mhex_core.blocks import residual_sum
 
 Placement = Literal["all", "downsample", "stage"]
-Block = Callable[[Tensor, Tensor], tuple[Tensor, BlockOutput | None]]
+Block = Callable[..., tuple[Tensor, BlockOutput | None]]
 CompiledForward = Callable[[nn.Module, Tensor, Sequence[Block]], tuple[Any, tuple[BlockOutput | None, ...]]]
 
+FRESH = (nn.Conv2d, nn.BatchNorm2d)  # layers whose result shares no memory, and whose backward pass does not read it
 ADDITIONS = {operator.add, torch.add, "add"}  # in-place forms have been rewritten to these
 LOOKED_FOR = (
     "looked for `a + b`, `a += b`, torch.add and Tensor.add of two (B, C, H, W) feature maps that stem from one "
@@ -169,7 +171,8 @@ def compile_forward(
         first, second = node.args[:2]
         shortcut, branch = (first, second) if addition.shortcut_first else (second, first)
         with graph.inserting_before(node):
-            called = graph.call_function(_call_block, (blocks, index, shortcut, branch))
+            reuse_branch = _is_fresh(backbone, branch, reader=node)
+            called = graph.call_function(_call_block, (blocks, index, shortcut, branch, reuse_branch))
             total = graph.call_function(operator.getitem, (called, 0))
             outputs.append(graph.call_function(operator.getitem, (called, 1)))
         node.replace_all_uses_with(total)
@@ -178,11 +181,46 @@ def compile_forward(
     end.args = ((end.args[0] if keep_output else None, tuple(outputs)),)
     # Whatever no block depends on may go, dropout and batch statistics included.
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    _reuse_buffers(backbone, graph)
     graph.lint()
     used = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
     # Only the generated function is wanted; the GraphModule around it would own a second view of the backbone.
     forward: CompiledForward = type(fx.GraphModule(backbone, graph)).forward
     return forward, used
+
+
+def _reuse_buffers(backbone: nn.Module, graph: fx.Graph) -> None:
+    """Let a ReLU write into its input where that is a layer's fresh result that nobody else reads.
+
+    No block reads there, and no backward pass of these layers needs its result: it saves a tensor's memory and the time
+    to fetch it.
+    """
+    for node in list(graph.nodes):
+        if node.op != "call_module" or type(_module(backbone, node)) is not nn.ReLU:
+            continue
+        source = node.args[0]
+        if not _is_fresh(backbone, source, reader=node) or _has_hooks(_module(backbone, node)):
+            continue
+        with graph.inserting_before(node):
+            replacement = graph.call_function(torch.relu_, (source,))
+        node.replace_all_uses_with(replacement)
+        graph.erase_node(node)
+
+
+def _is_fresh(backbone: nn.Module, node: object, *, reader: fx.Node) -> bool:
+    """Whether a node's result is a layer's own, seen by no hook and by nobody but `reader`."""
+    if not isinstance(node, fx.Node) or node.op != "call_module" or set(node.users) != {reader}:
+        return False
+    module = _module(backbone, node)
+    return isinstance(module, FRESH) and not _has_hooks(module)
+
+
+def _module(backbone: nn.Module, node: fx.Node) -> nn.Module:
+    return backbone.get_submodule(str(node.target))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def forbid_in_place(backbone: nn.Module) -> None:
@@ -212,14 +250,14 @@ def drop_unused(backbone: nn.Module, used: set[str]) -> None:
 
 
 def _call_block(
-    blocks: Sequence[Block], index: int, shortcut: Tensor, branch: Tensor
+    blocks: Sequence[Block], index: int, shortcut: Tensor, branch: Tensor, reuse_branch: bool
 ) -> tuple[Tensor, BlockOutput | None]:
     """The sum that the addition would have given, and the block's output."""
-    gated, output = blocks[index](shortcut, branch)
+    gated, output = blocks[index](shortcut, branch, reuse_branch=reuse_branch)
     # A block whose activation is the sum has computed it already.
     if output is not None and getattr(blocks[index], "activation", None) == "sum":
         return output.activation, output
-    return branch + gated, output
+    return residual_sum(branch, gated, reuse_branch=reuse_branch), output
 
 
 def _symbolic_trace(backbone: nn.Module) -> fx.Graph:
