@@ -230,15 +230,36 @@ static void planes_of(const T* base, int64_t stride, const int32_t* channels, co
 
 // --------------------------------------------------------------------------------------------------- dots (channels last)
 
+// The sum over whole vectors of channels, before its lanes are added up. Two chains, since one alone waits for each
+// addition.
+template <typename T, typename Acc>
+static inline Vector<Acc> dot_lanes(const T* values, const Acc* weights, int32_t whole) {
+  constexpr int32_t lanes = Wide<Acc>::lanes;
+  Vector<Acc> sums[2] = {};
+  int32_t k = 0;
+  for (; k + 2 * lanes <= whole; k += 2 * lanes) {
+    sums[0] += load(values + k) * load(weights + k);
+    sums[1] += load(values + k + lanes) * load(weights + k + lanes);
+  }
+  if (k < whole) sums[0] += load(values + k) * load(weights + k);
+  return sums[0] + sums[1];
+}
+
+// The channels behind the last whole vector. Never inlined: in each place a compiler might fuse other multiplications and
+// additions, and round otherwise.
+template <typename T, typename Acc>
+__attribute__((noinline)) static Acc add_rest(const T* values, const Acc* weights, int32_t begin, int32_t end, Acc total) {
+  for (int32_t k = begin; k < end; ++k) total += widen(values[k]) * weights[k];
+  return total;
+}
+
+// One position. The same additions in the same order as in dots_block: in a constant image every position must come out
+// alike, to the bit.
 template <typename T, typename Acc>
 static inline void dot_one(const T* row, const Acc* weights, int32_t channels, Acc* out) {
-  constexpr int64_t lanes = Wide<Acc>::lanes;
-  Vector<Acc> sum = {};
-  int32_t k = 0;
-  for (; k + lanes <= channels; k += lanes) sum += load(row + k) * load(weights + k);
-  Acc total = sum_lanes<Acc>(sum);
-  for (; k < channels; ++k) total += widen(row[k]) * weights[k];
-  *out = total;
+  const int32_t whole = channels / Wide<Acc>::lanes * Wide<Acc>::lanes;
+  const Acc total = sum_lanes<Acc>(dot_lanes(row, weights, whole));
+  *out = whole < channels ? add_rest(row, weights, whole, channels, total) : total;
 }
 
 // As many sums at once as a vector has lanes: that many positions, or half as many for both signs.
@@ -249,35 +270,19 @@ static inline void dots_block(const T* base, int64_t stride, const Acc* weights_
   constexpr int rows = Both ? lanes / 2 : lanes;
   Vector<Acc> sums[lanes];
   const int32_t whole = channels / lanes * lanes;
-  // Row by row, as memory lies: sixteen streams at once would be more than is fetched ahead. Two chains per row, since one
-  // alone waits for each addition.
+  // Row by row, as memory lies: sixteen streams at once would be more than is fetched ahead.
 #pragma GCC unroll 16
   for (int row = 0; row < rows; ++row) {
-    const T* values = base + row * stride;
-    Vector<Acc> plus[2] = {}, minus[2] = {};
-    int32_t k = 0;
-    for (; k + 2 * lanes <= whole; k += 2 * lanes) {
-      for (int half = 0; half < 2; ++half) {
-        const Vector<Acc> value = load(values + k + half * lanes);
-        plus[half] += value * load(weights_positive + k + half * lanes);
-        if constexpr (Both) minus[half] += value * load(weights_negative + k + half * lanes);
-      }
-    }
-    if (k < whole) {
-      const Vector<Acc> value = load(values + k);
-      plus[0] += value * load(weights_positive + k);
-      if constexpr (Both) minus[0] += value * load(weights_negative + k);
-    }
-    sums[row] = plus[0] + plus[1];
-    if constexpr (Both) sums[rows + row] = minus[0] + minus[1];
+    sums[row] = dot_lanes(base + row * stride, weights_positive, whole);
+    if constexpr (Both) sums[rows + row] = dot_lanes(base + row * stride, weights_negative, whole);
   }
   Acc totals[lanes];
   store<Acc>(totals, sums_of<Acc>(sums));
-  for (int32_t k = whole; k < channels; ++k) {
+  if (whole < channels) {
     for (int row = 0; row < rows; ++row) {
-      const Acc value = widen(base[row * stride + k]);
-      totals[row] += value * weights_positive[k];
-      if constexpr (Both) totals[rows + row] += value * weights_negative[k];
+      const T* values = base + row * stride;
+      totals[row] = add_rest(values, weights_positive, whole, channels, totals[row]);
+      if constexpr (Both) totals[rows + row] = add_rest(values, weights_negative, whole, channels, totals[rows + row]);
     }
   }
   __builtin_memcpy(positive, totals, rows * sizeof(Acc));

@@ -74,8 +74,10 @@ class LayerMaps {
 
   void along_rows(const Layer& layer, const char* data, const Reads<Acc>& reads, Acc* plus, Acc* minus, int64_t count) {
     const auto& leaf = leaves<Acc>();
-    // Picking an element costs about as much as a vector of them; spreading the weights out costs a pass of its own.
-    if (count * reads.all < reads.all + (count + 2) * layer.channels / 12) {
+    // Picking an element costs about as much as a vector of them; spreading the weights out costs a pass of its own. The
+    // whole layer decides, so that all of its positions are summed in one order.
+    const int64_t positions = positions_of(layer);
+    if (positions * reads.all < reads.all + (positions + 2) * layer.channels / 12) {
       leaf.picks(data, layer.dtype, layer.stride_p, reads.channels, reads.weights, reads.positive, plus, count);
       if (minus != nullptr) {
         leaf.picks(data, layer.dtype, layer.stride_p, reads.channels + reads.positive, reads.weights + reads.positive,
@@ -118,8 +120,12 @@ std::vector<Piece> pieces_of(const Problem& problem, const Threads& threads) {
       for (int32_t l = 0; l < problem.layers; ++l) {
         const int64_t positions = positions_of(problem.layer[l]);
         const int64_t size = ceil_div(std::max<int64_t>(share / problem.layer[l].channels, 1), 4 * kLine) * 4 * kLine;
-        for (int64_t p = 0; p < positions; p += size)
-          pieces.push_back({b, first, last, l, p, std::min(positions, p + size)});
+        for (int64_t p = 0; p < positions;) {
+          // No crumbs: a few positions alone would be summed by another loop, which may round otherwise.
+          const int64_t end = positions - p < size + 4 * kLine ? positions : p + size;
+          pieces.push_back({b, first, last, l, p, end});
+          p = end;
+        }
       }
     }
   }
