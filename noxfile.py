@@ -26,13 +26,13 @@ def groups(*names: str) -> tuple[str, ...]:
     return tuple(nox.project.dependency_groups(PYPROJECT, *names))
 
 
-def install(session: nox.Session, *names: str, editable: bool = True, native: str = "auto") -> None:
+def install(session: nox.Session, *names: str, editable: bool = True, native: str = "auto", cuda: str = "0") -> None:
     """Install the three packages and the named dependency groups in one resolution, so that siblings meet.
 
-    CUDA kernels, which take minutes to compile, are left to the `native` session.
+    CUDA kernels, which take longer to compile than all else, are left to the `native` and `gpu` sessions.
     """
     packages = [part for package in PACKAGES for part in (("-e", package) if editable else (f"./{package}",))]
-    session.install(*packages, *groups(*names), env={"MHEX_NATIVE": native, "MHEX_CUDA": "0"})
+    session.install(*packages, *groups(*names), env={"MHEX_NATIVE": native, "MHEX_CUDA": cuda})
 
 
 def selection(session: nox.Session) -> list[str]:
@@ -124,7 +124,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def gpu(session: nox.Session) -> None:
     """Build the CUDA kernels, check them and time them, on a machine with a GPU."""
-    install(session, "bench", editable=False)
+    install(session, "bench", editable=False, native="1", cuda="1")
     session.run("python", "benchmarks/gpu.py", *session.posargs)
 
 
