@@ -12,6 +12,19 @@ constexpr int kMaxLayers = 128;
 
 enum class DType : int32_t { float32, float16, bfloat16, float64 };
 
+inline int64_t bytes_of(DType dtype) {
+  switch (dtype) {
+    case DType::float16:
+    case DType::bfloat16:
+      return 2;
+    case DType::float32:
+      return 4;
+    case DType::float64:
+      break;
+  }
+  return 8;
+}
+
 // A_l and M_l. Strides count elements; element (b, k, p) of A_l is at b * stride_b + k * stride_c + p * stride_p, so one
 // stride must serve both spatial axes.
 struct Layer {

@@ -19,19 +19,6 @@ constexpr int64_t kRowTile = 32;
 
 // ------------------------------------------------------------------------------------------- activations to layers' maps
 
-int64_t bytes_per_element(DType dtype) {
-  switch (dtype) {
-    case DType::float16:
-    case DType::bfloat16:
-      return 2;
-    case DType::float32:
-      return 4;
-    case DType::float64:
-      return 8;
-  }
-  return 0;
-}
-
 // The maps of one layer at positions [begin, end) for targets [first, last) of one sample. `positive` and `negative` point
 // at where position `begin` of target `first` goes; the next target's lies `step` elements on. `negative` may be null.
 template <typename Acc>
@@ -42,13 +29,12 @@ class LayerMaps {
   void operator()(int32_t index, int64_t sample, int64_t first, int64_t last, int64_t begin, int64_t end, Acc* positive,
                   Acc* negative, int64_t step) {
     const Layer& layer = problem_.layer[index];
-    const char* base =
-        static_cast<const char*>(layer.activation) + (sample * layer.stride_b) * bytes_per_element(layer.dtype);
-    const bool rows = layer.stride_c == 1 && layer.channels > 1;
+    const char* base = static_cast<const char*>(layer.activation) + (sample * layer.stride_b) * bytes_of(layer.dtype);
+    const bool rows = layer.stride_c == 1 && (layer.channels > 1 || layer.stride_p != 1);
     const int64_t tile = rows ? (last - first > 1 ? kRowTile : end - begin) : kPlaneTile;
     for (int64_t from = begin; from < end; from += tile) {
       const int64_t to = std::min(end, from + tile);
-      const char* data = base + from * layer.stride_p * bytes_per_element(layer.dtype);
+      const char* data = base + from * layer.stride_p * bytes_of(layer.dtype);
       for (int64_t target = first; target < last; ++target) {
         const Reads<Acc> reads = weights_.at(sample, target, index);
         Acc* plus = positive + (target - first) * step + (from - begin);

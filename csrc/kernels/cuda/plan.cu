@@ -21,19 +21,6 @@ constexpr int64_t kScratchBudget = int64_t{1} << 30;
 int64_t ceil_div(int64_t count, int64_t size) { return (count + size - 1) / size; }
 int64_t round_up(int64_t count, int64_t size) { return ceil_div(count, size) * size; }
 
-int64_t bytes_of(DType dtype) {
-  switch (dtype) {
-    case DType::float16:
-    case DType::bfloat16:
-      return 2;
-    case DType::float32:
-      return 4;
-    case DType::float64:
-      break;
-  }
-  return 8;
-}
-
 Path path_of(const Layer& layer, int64_t positions, int64_t batch) {
   const int64_t bytes = bytes_of(layer.dtype), vector = 16 / bytes;
   const auto aligned = [&](int64_t stride, int64_t count) { return count <= 1 || stride % vector == 0; };
