@@ -144,6 +144,7 @@ inline Problem combination_of(std::vector<Tensor>& positive, std::vector<Tensor>
                       "maps must be (B, n, h, w), of one dtype, on one device");
       if (!map->is_contiguous()) *map = torch::stable::contiguous(*map);
     }
+    STD_TORCH_CHECK(positive[l].size(2) > 0 && positive[l].size(3) > 0, "maps must have at least one position");
     problem.layer[l].height = static_cast<int32_t>(positive[l].size(2));
     problem.layer[l].width = static_cast<int32_t>(positive[l].size(3));
     maps.positive[l] = const_cast<void*>(positive[l].const_data_ptr());

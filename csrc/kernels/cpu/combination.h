@@ -142,8 +142,11 @@ class Combination {
     }
     Acc factor = 1 / spread;
     // Rounded up, so that the largest value comes out as 1 and not just below it.
-    while (spread * factor < 1) factor = std::nextafter(factor, std::numeric_limits<Acc>::infinity());
-    if (factor > std::numeric_limits<Acc>::max()) {
+    for (int i = 0; i < 4 && spread * factor < 1; ++i) {
+      factor = std::nextafter(factor, std::numeric_limits<Acc>::infinity());
+    }
+    // A spread so small or so large that one over it is no number to multiply with.
+    if (!(spread * factor >= 1 && factor <= std::numeric_limits<Acc>::max())) {
       for (int64_t i = 0; i < count; ++i) values[i] = (values[i] - range.low) / spread;
       return;
     }

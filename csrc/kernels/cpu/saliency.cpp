@@ -105,7 +105,8 @@ std::vector<Piece> pieces_of(const Problem& problem, const Threads& threads) {
       const int64_t last = std::min(problem.targets, first + kTargetsPerTask);
       for (int32_t l = 0; l < problem.layers; ++l) {
         const int64_t positions = positions_of(problem.layer[l]);
-        const int64_t size = ceil_div(std::max<int64_t>(share / problem.layer[l].channels, 1), 4 * kLine) * 4 * kLine;
+        const int64_t size =
+            ceil_div(std::max<int64_t>(share / std::max(problem.layer[l].channels, 1), 1), 4 * kLine) * 4 * kLine;
         for (int64_t p = 0; p < positions;) {
           // No crumbs: a few positions alone would be summed by another loop, which may round otherwise.
           const int64_t end = positions - p < size + 4 * kLine ? positions : p + size;

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -76,7 +77,7 @@ class Weights {
           Acc weight = matrix[k];
           if (problem_.sharpness.soft) {
             weight *= std::pow(sharpness, static_cast<Acc>(problem_.sharpness.exponent));
-          } else if (!(sharpness >= tau) && size == size) {
+          } else if (!(sharpness >= tau) && size <= std::numeric_limits<Acc>::max()) {
             continue;
           }
           if (weight == 0) continue;

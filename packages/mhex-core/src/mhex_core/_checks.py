@@ -101,6 +101,11 @@ def size_2d(name: str, value: object) -> tuple[int, int]:
     return positive_int(f"{name}[0]", value[0]), positive_int(f"{name}[1]", value[1])
 
 
+def is_transformed(value: Tensor) -> bool:
+    """Whether torch.func (vmap, grad, jvp) is looking through this tensor."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
+
+
 def class_indices(
     name: str, value: object, *, batch: int, num_classes: int, device: torch.device, look: bool = True
 ) -> Tensor:
@@ -111,7 +116,7 @@ def class_indices(
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value < num_classes:
             raise ValueError(f"{name} must lie in [0, {num_classes - 1}], got {value}")
-        value = torch.full((batch,), value, dtype=torch.int64, device=device)
+        return torch.full((batch,), value, dtype=torch.int64, device=device)
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be an int, an integer tensor or 'all', got {type(value).__name__}")
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
@@ -120,7 +125,7 @@ def class_indices(
         raise ValueError(f"{name} must have shape ({batch},) or ({batch}, n), n >= 1, got {tuple(value.shape)}")
     # An index out of range would be a device-side assertion on an accelerator, which ends the process's use of it.
     # While torch traces, there are no values to look at.
-    traced = torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(value)
+    traced = torch.compiler.is_compiling() or is_transformed(value)
     if look and not traced and value.numel():
         low, high = (int(extreme) for extreme in value.aminmax())
         if low < 0 or high >= num_classes:

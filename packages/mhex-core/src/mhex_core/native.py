@@ -59,8 +59,10 @@ def status() -> Status:
     return found
 
 
-def resolve(backend: Backend, tensors: Sequence[Tensor] = ()) -> Literal["reference", "native"]:
+def resolve(backend: Backend, tensors: Sequence[Tensor] = (), *, half: bool = True) -> Literal["reference", "native"]:
     """Turn a `backend` argument into the implementation to run on `tensors`, the activations or maps of each layer.
+
+    `half`: whether kernels take half precision here.
 
     Raises:
         RuntimeError: "native" was asked for by name and cannot run; the message says why.
@@ -70,9 +72,13 @@ def resolve(backend: Backend, tensors: Sequence[Tensor] = ()) -> Literal["refere
         return "reference"
     chosen, reason, devices = _choice()
     if chosen == "native":
-        obstacle = _obstacle(tensors, devices)
-        if obstacle is None:
+        obstacle = _obstacle(tensors, devices, half=half)
+        # Plain torch knows every transform; kernels know vmap and gradients.
+        transformed = not torch.compiler.is_compiling() and any(map(_checks.is_transformed, tensors))
+        if obstacle is None and not (transformed and backend == "auto"):
             return "native"
+        if obstacle is None:
+            return "reference"
         reason = obstacle
     if backend == "native":
         raise RuntimeError(f"backend='native' cannot run: {reason}; use backend='auto'")
@@ -86,7 +92,7 @@ def _choice() -> tuple[Literal["reference", "native"], str, tuple[str, ...]]:
     return current.backend, current.reason, current.devices
 
 
-def _obstacle(tensors: Sequence[Tensor], devices: tuple[str, ...]) -> str | None:
+def _obstacle(tensors: Sequence[Tensor], devices: tuple[str, ...], *, half: bool) -> str | None:
     """What keeps kernels from running on these tensors, or None."""
     if len(tensors) > MAX_LAYERS:
         return f"kernels take up to {MAX_LAYERS} layers, got {len(tensors)}"
@@ -99,7 +105,7 @@ def _obstacle(tensors: Sequence[Tensor], devices: tuple[str, ...]) -> str | None
     wide = sum(tensor.dtype == torch.float64 for tensor in tensors)
     if wide not in (0, len(tensors)):
         return "some layers are float64 and some are not"
-    known = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    known = (torch.float64, torch.float32, *((torch.float16, torch.bfloat16) if half else ()))
     for tensor in tensors:
         if tensor.dtype not in known:
             return f"there are no kernels for {tensor.dtype}"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhex_core import reference
+from mhex_core import _checks, reference
 from mhex_core.matrix import compute_dtype, signed_weights
 from mhex_core.options import SaliencyOptions
 from mhex_core.plan import SaliencyPlan, prepare
@@ -107,7 +107,11 @@ def token_saliency(
 
 
 def _wants_gradient(*groups: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for group in groups for tensor in group)
+    tensors = [tensor for group in groups for tensor in group]
+    # What torch.func has wrapped may need a gradient further out than it says itself.
+    if not torch.compiler.is_compiling() and any(map(_checks.is_transformed, tensors)):
+        return True
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _prepared(matrices: Sequence[Tensor], activations: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -216,8 +220,9 @@ class _CombinedMaps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         beta, layer_weights, size, normalize = ctx.settings
-        count = len(ctx.saved_tensors) // 2
-        positive, negative = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors
+        count = len(saved) // 2
+        positive, negative = saved[:count], saved[count:]
         if normalize:
             gradient = _through_min_max(gradient, positive, negative, ctx.settings)
         results: list[Tensor] = []

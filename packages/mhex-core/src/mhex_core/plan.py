@@ -43,7 +43,7 @@ class SaliencyPlan(Sequence[Tensor]):
                 raise ValueError(
                     f"matrices[{index}] must have K = {checked[0].shape[0]} rows like the first, got {matrix.shape[0]}"
                 )
-        self.matrices, self.sums = prepare([matrix.detach() for matrix in checked])
+        self.matrices, self.sums = prepare([matrix.detach().clone() for matrix in checked])
 
     def __len__(self) -> int:
         return len(self.matrices)

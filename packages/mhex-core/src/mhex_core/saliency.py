@@ -155,7 +155,7 @@ def combine_maps(
     single = maps.positive[0].ndim == 3
     positive, negative = ([layer.unsqueeze(1) if single else layer for layer in part] for part in maps)
     weights = options.weights_of(len(positive))
-    if native.resolve(backend, (*positive, *negative)) == "native":
+    if native.resolve(backend, (*positive, *negative), half=False) == "native":
         saliency = ops.combine_maps(tuple(positive), tuple(negative), options, height_width)
     else:
         saliency = reference.saliency(positive, negative, options, weights, height_width)
