@@ -22,7 +22,8 @@ import common
 from mhex_core import SaliencyOptions, SignedMaps, combine_maps, signed_maps
 from mhex_vision import RECIPES, MHEXClassifier, load_data, train
 from mhex_vision.data.sets import ArrayImages, DataBundle
-from mhex_vision.localization import centre_gaussian, mass_inside, pointing_game, random_maps
+from mhex_vision.explainers import explainer
+from mhex_vision.metrics.localization import mass_inside, pointing_game
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "aggregate (default)": {},
@@ -97,8 +98,9 @@ def _maps(model: MHEXClassifier, data: DataBundle, test: ArrayImages) -> Iterato
         coarse = F.adaptive_avg_pool2d(test.masks.float().unsqueeze(1), cells)
         resized = F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
         yield f"the true mask at {cells} x {cells}", resized.squeeze(1)
-    yield "random", random_maps(len(test), size)
-    yield "centre Gaussian", centre_gaussian(len(test), size)
+    inputs = data.preprocessing.normalize(test.images)
+    yield "random", explainer("random")(model, inputs, test.labels)
+    yield "centre Gaussian", explainer("centre-gaussian")(model, inputs, test.labels)
 
 
 def _score(maps: Tensor, masks: Tensor) -> dict[str, float]:

@@ -18,7 +18,7 @@ from mhex_vision import Explanation, cli, commands
 from mhex_vision.config import Classifier, Objective
 from mhex_vision.surgery import Placement
 
-COMMANDS = ("train", "explain", "demo", "info")
+COMMANDS = ("train", "explain", "evaluate", "demo", "info")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
 UNREADABLE = ("empty.png", "text.png", "nested/truncated.jpg")
 

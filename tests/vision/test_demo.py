@@ -38,7 +38,7 @@ def test_prints_what_it_found_and_what_it_wrote(demo):
     assert [line.split()[0] for line in lines if line.endswith(" %") and line.startswith("  ")] == [
         "aggregate",
         "random",
-        "centre",
+        "centre-gaussian",
     ]
     for name in ("demo.png", "explanation.npz"):
         assert str(out / name) in done.stdout

@@ -27,6 +27,8 @@ class SaliencyOptions:
         layer_weights: lambda_l, one number per layer; None means decay^(L - l).
         decay: In [0, 1]; 1 weighs all layers alike. Not used when `layer_weights` is given.
         normalize: Whether each map is brought to [0, 1] by its own minimum and maximum.
+        floor: A quantile of each map, in [0, 1): what lies below becomes 0, so that a map does not cover everything.
+            0 leaves maps as they are. (Not in the paper; token scores have no floor.)
     """
 
     beta: float = 0.0
@@ -37,6 +39,7 @@ class SaliencyOptions:
     layer_weights: Sequence[float] | Tensor | None = None
     decay: float = 0.9
     normalize: bool = True
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -50,6 +53,9 @@ class SaliencyOptions:
             set_field(self, "layer_weights", _checks.numbers("layer_weights", self.layer_weights))
         set_field(self, "decay", _checks.number("decay", self.decay, low=0, high=1))
         _checks.flag("normalize", self.normalize)
+        set_field(self, "floor", _checks.number("floor", self.floor, low=0, high=1))
+        if self.floor == 1:
+            raise ValueError("floor must be below 1, got 1, which would leave nothing of a map")
 
     def positive_threshold(self, *, num_classes: int) -> float:
         """tau_pos, or what None stands for with K classes."""

@@ -81,11 +81,25 @@ def saliency(
     layer_weights: Sequence[float],
     size: tuple[int, int],
 ) -> Tensor:
-    """`aggregate`, brought to [0, 1] if the options say so: (B, n, H, W)."""
+    """`aggregate`, with a floor and brought to [0, 1] if the options say so: (B, n, H, W)."""
     maps = aggregate(positive, negative, beta=options.beta, layer_weights=layer_weights, size=size)
+    if options.floor:
+        maps = above_floor(maps, options.floor)
     if not options.normalize:
         return maps
     return min_max(maps, magnitude(positive, negative, beta=options.beta, layer_weights=layer_weights))
+
+
+def above_floor(maps: Tensor, quantile: float) -> Tensor:
+    """ReLU(cam - q), q the quantile of each (H, W) map: what little lies everywhere goes.
+
+    The quantile is a value of the map itself, the one at place floor(quantile (N - 1)) of N in ascending order.
+    """
+    if maps.numel() == 0:
+        return maps
+    flat = maps.flatten(-2)
+    place = int(quantile * (flat.shape[-1] - 1)) + 1
+    return torch.relu(flat - flat.kthvalue(place, dim=-1, keepdim=True).values).view_as(maps)
 
 
 def magnitude(

@@ -8,6 +8,7 @@ Source: Sun and Liò, "Multi-Head Explainer" (arXiv 2501.01311), saliency equati
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -46,6 +47,7 @@ def saliency_maps(
     layer_weights: Sequence[float] | Tensor | None = None,
     decay: float = 0.9,
     normalize: bool = True,
+    floor: float = 0.0,
     backend: native.Backend = "auto",
 ) -> Tensor:
     """Class-specific saliency maps of a batch.
@@ -65,6 +67,8 @@ def saliency_maps(
         layer_weights: lambda_l, L numbers; None means decay^(L - l).
         decay: See `layer_weights`.
         normalize: Whether each map is brought to [0, 1]; a constant map gives zeros.
+        floor: A quantile of each map, in [0, 1): max(0, cam - quantile) takes the place of cam. 0 leaves maps as they
+            are. It is not in the paper.
         backend: "auto", "reference" or "native".
 
     Returns:
@@ -84,14 +88,17 @@ def saliency_maps(
         layer_weights=layer_weights,
         decay=decay,
         normalize=normalize,
+        floor=floor,
     )
     layers, checked = _check_layers(activations, matrices, ndim=4)
     height_width = _checks.size_2d("size", size)
     weights = options.weights_of(len(layers))
     chosen = native.resolve(backend, layers)
     targets, single = _check_target(target, layers[0], checked[0].shape[0], chosen)
-    if chosen == "native":
+    if chosen == "native" and not options.floor:
         saliency = ops.saliency_maps(layers, checked, targets, options, height_width)
+    elif chosen == "native":
+        saliency = _combined(*ops.signed_maps(layers, checked, targets, options), options, height_width)
     else:
         maps = reference.signed_maps(layers, checked, targets, options)
         saliency = reference.saliency(*maps, options, weights, height_width)
@@ -138,7 +145,7 @@ def combine_maps(
     Args:
         maps: From `signed_maps`.
         size: (H, W) in pixels, or one int for a square.
-        options: beta, the layer weights and `normalize` are read.
+        options: beta, the layer weights, `normalize` and `floor` are read.
         backend: "auto", "reference" or "native".
 
     Returns:
@@ -156,7 +163,7 @@ def combine_maps(
     positive, negative = ([layer.unsqueeze(1) if single else layer for layer in part] for part in maps)
     weights = options.weights_of(len(positive))
     if native.resolve(backend, (*positive, *negative), half=False) == "native":
-        saliency = ops.combine_maps(tuple(positive), tuple(negative), options, height_width)
+        saliency = _combined(tuple(positive), tuple(negative), options, height_width)
     else:
         saliency = reference.saliency(positive, negative, options, weights, height_width)
     return saliency.squeeze(1) if single else saliency
@@ -304,6 +311,21 @@ def _check_chosen(layers: int | Sequence[int] | Literal["all"], available: int) 
     if not chosen or not all(-available <= index < available for index in chosen):
         raise ValueError(f"layers must name layers in [0, {available - 1}], got {chosen}")
     return [index % available for index in chosen]
+
+
+def _combined(
+    positive: tuple[Tensor, ...], negative: tuple[Tensor, ...], options: SaliencyOptions, size: tuple[int, int]
+) -> Tensor:
+    """Compiled `combine_maps`, with the floor, which the kernels do not know, between the sum and the min-max."""
+    if not options.floor:
+        return ops.combine_maps(positive, negative, options, size)
+    maps = reference.above_floor(
+        ops.combine_maps(positive, negative, replace(options, normalize=False), size), options.floor
+    )
+    if not options.normalize:
+        return maps
+    weights = options.weights_of(len(positive))
+    return reference.min_max(maps, reference.magnitude(positive, negative, beta=options.beta, layer_weights=weights))
 
 
 def _squeeze(maps: tuple[tuple[Tensor, ...], tuple[Tensor, ...]], *, single: bool) -> SignedMaps:

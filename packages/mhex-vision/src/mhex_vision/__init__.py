@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mhex_vision.deployment import DeployedClassifier
     from mhex_vision.evaluation import Metrics, evaluate
     from mhex_vision.explanation import Explanation
+    from mhex_vision.plain import PlainClassifier, load_classifier
     from mhex_vision.recipes import RECIPES, Recipe
     from mhex_vision.training import TrainingResult, train
 
@@ -24,10 +25,12 @@ __all__ = [
     "MHEXClassifier",
     "MHEXConfig",
     "Metrics",
+    "PlainClassifier",
     "Preprocessing",
     "Recipe",
     "TrainingResult",
     "evaluate",
+    "load_classifier",
     "load_data",
     "train",
 ]
@@ -40,11 +43,13 @@ _HOMES = {
     "MHEXClassifier": "classifier",
     "MHEXConfig": "config",
     "Metrics": "evaluation",
+    "PlainClassifier": "plain",
     "Preprocessing": "data",
     "RECIPES": "recipes",
     "Recipe": "recipes",
     "TrainingResult": "training",
     "evaluate": "evaluation",
+    "load_classifier": "plain",
     "load_data": "data",
     "train": "training",
 }

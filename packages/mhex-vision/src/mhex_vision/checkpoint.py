@@ -15,6 +15,7 @@ from mhex_vision.config import MHEXConfig
 
 if TYPE_CHECKING:
     from mhex_vision.classifier import MHEXClassifier
+    from mhex_vision.plain import PlainClassifier
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -37,7 +38,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_atomically(path, write_whole)
 
 
-def write(model: MHEXClassifier, folder: Path) -> None:
+def write(model: MHEXClassifier | PlainClassifier, folder: Path) -> None:
     """Write configuration and weights; both are complete before either replaces an older one."""
     folder.mkdir(parents=True, exist_ok=True)
     text = model.config.to_json()
@@ -92,6 +93,22 @@ def locate(
         ) from error
 
 
+def read_config_text(folder: Path) -> str:
+    """The text of config.json.
+
+    Raises:
+        FileNotFoundError: It is missing.
+        ValueError: It is no text.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no checkpoint: {CONFIG_FILE} is missing")
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+
+
 def read_config(folder: Path) -> MHEXConfig:
     """Read config.json.
 
@@ -100,10 +117,9 @@ def read_config(folder: Path) -> MHEXConfig:
         ValueError: It is damaged or something else.
     """
     path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no checkpoint: {CONFIG_FILE} is missing")
+    text = read_config_text(folder)
     try:
-        return MHEXConfig.from_json(path.read_text(encoding="utf-8"))
+        return MHEXConfig.from_json(text)
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -27,6 +26,7 @@ from mhex_core import (
     signed_maps,
 )
 from mhex_vision import backbones, checkpoint, surgery
+from mhex_vision._modes import in_evaluation_mode
 from mhex_vision.config import Classifier, MHEXConfig, Objective
 from mhex_vision.deployment import DeployedClassifier
 from mhex_vision.explanation import Explanation
@@ -212,7 +212,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             size: (H, W) of the maps; None means the images' own.
             keep_images: Whether the explanation carries the images, for `overlay` and `plot`.
             **options: The fields of `mhex_core.SaliencyOptions`: beta, tau_pos, tau_neg, sharpness, exponent,
-                layer_weights, decay, normalize.
+                layer_weights, decay, normalize, floor.
 
         Raises:
             TypeError: An argument is of another type, or an option is unknown.
@@ -224,7 +224,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         if images.ndim != 4:
             raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
         chosen = SaliencyOptions(**options)
-        with torch.no_grad(), _in_evaluation_mode(self):
+        with torch.no_grad(), in_evaluation_mode(self):
             output = self(images)
             probabilities = self.probabilities(output.logits.float())
             wanted = probabilities.argmax(dim=1) if target is None else target
@@ -251,7 +251,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             images: (B, 3, H, W), normalised.
             target: (B,) true classes, or (B, K) labels of a multi-label classifier; None means the prediction.
         """
-        with torch.enable_grad(), _in_evaluation_mode(self):
+        with torch.enable_grad(), in_evaluation_mode(self):
             own, blocks = self._run(images)
             heads = [block.logits for block in blocks]
             if target is None:
@@ -416,16 +416,3 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._compile(*surgery.trace_graphs(self.backbone))
-
-
-@contextmanager
-def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while. A model that is in it already is not touched, so threads may share one."""
-    training = [module for module in model.modules() if module.training]
-    if training:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

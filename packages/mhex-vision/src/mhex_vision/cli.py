@@ -1,4 +1,4 @@
-"""The command line: train, explain, demo, info.
+"""The command line: train, explain, evaluate, demo, info.
 
 Exit status: 0 all done; 1 the command failed, one line on standard error says why; 2 the command line is wrong; 3 some
 images could not be read, all others are done; 130 interrupted.
@@ -21,6 +21,8 @@ PLACEMENTS = ("all", "downsample", "stage")
 CLASSIFIERS = ("drop", "keep")
 OBJECTIVES = ("layerwise", "joint")
 
+SPLITS = ("train", "validation", "test")
+
 SOME_UNREADABLE = 3
 INTERRUPTED = 130
 
@@ -29,6 +31,19 @@ _EXAMPLES = """examples:
   mhex-vision train --data bloodmnist --root DIR --backbone resnet18 --epochs 20 --out runs/blood
   mhex-vision train --data photos/ --backbone resnet50 --weights DEFAULT --recipe imagenet-finetune --out runs/photos
   mhex-vision explain --checkpoint runs/blood --input images/ --out explained
+  mhex-vision train --data bloodmnist --plain --backbone resnet34 --seed 1 --out runs/judge
+  mhex-vision evaluate --checkpoint runs/blood --judge runs/judge --data bloodmnist --out measured
+"""
+
+_METHODS_AND_METRICS = """methods:
+  mhex, mhex-authors, random, centre-gaussian; from other libraries (pip install "mhex-vision[bench]"): gradcam,
+  gradcam++, layercam, scorecam, eigencam, integrated-gradients, shap; or your own, as module:function, called with
+  (model, images, targets) and returning maps (B, H, W)
+metrics:
+  sad, avg_drop, ead, area_drop, confidence_increase, insertion, deletion, road, infidelity, sensitivity_n,
+  completeness; with masks: pointing, mass_inside, iou
+options of either follow a colon:
+  --methods mhex:beta=0.5,decay=1,gradcam:layer=layer3.1 --metrics sad,deletion:steps=32,baseline=mean
 """
 
 
@@ -58,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_explain(commands)
+    _add_evaluate(commands)
     _add_demo(commands)
     _add_info(commands)
     return parser
@@ -86,6 +102,9 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--backbone", default="resnet18", metavar="NAME", help="torchvision name or timm/NAME (default: resnet18)"
     )
     network.add_argument("--weights", metavar="NAME", help="pretrained weights to start from, such as DEFAULT")
+    network.add_argument(
+        "--plain", action="store_true", help="the backbone alone: it explains nothing, and judges for `evaluate`"
+    )
     network.add_argument("--at", choices=PLACEMENTS, default="all", help="which residual connections")
     network.add_argument("--no-gate", action="store_true", help="heads only, no attention gates")
     network.add_argument("--freeze-backbone", action="store_true", help="train gates and heads alone")
@@ -131,6 +150,46 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     explain.add_argument("--maps", action="store_true", help="also write each batch's maps as an .npz explanation")
 
 
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure explanations of labelled images, by several methods side by side",
+        description="Explain the true class of every image by every method; another network judges the maps. Writes "
+        "samples.parquet (every value of every image), summary.json and summary.md (means with 95 % bootstrap "
+        "intervals), curves.png and examples.png. What was stopped goes on when repeated.",
+        epilog=_METHODS_AND_METRICS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.set_defaults(run=_evaluate, when_interrupted="; the same command goes on with what is missing")
+    evaluate.add_argument("--checkpoint", required=True, metavar="RUN", help="the network that is explained")
+    evaluate.add_argument(
+        "--judge", required=True, metavar="RUN", help="the network that judges: another one, trained independently"
+    )
+    evaluate.add_argument(
+        "--data", required=True, metavar="NAME|FOLDER", help="a 2D MedMNIST set, synthetic-lesions, or a folder"
+    )
+    evaluate.add_argument("--root", type=Path, metavar="DIR", help="where MedMNIST files lie or are downloaded to")
+    evaluate.add_argument("--no-download", action="store_true", help="use only MedMNIST files that are already there")
+    evaluate.add_argument("--split", choices=SPLITS, default="test", help="which images (default: test)")
+    evaluate.add_argument("--masks", type=Path, metavar="DIR", help="masks of a folder's images, DIR/CLASS/NAME.png")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="a random choice of N images (default: all)")
+    evaluate.add_argument(
+        "--methods", default="mhex,gradcam,random,centre-gaussian", metavar="A,B", help="(default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--metrics",
+        default="sad,avg_drop,ead,area_drop,insertion,deletion",
+        metavar="A,B",
+        help="(default: %(default)s)",
+    )
+    evaluate.add_argument("--batch-size", type=int, default=64, metavar="N", help="(default: 64)")
+    evaluate.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of the data and of --limit's choice (default: 0)"
+    )
+    evaluate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    evaluate.add_argument("--overwrite", action="store_true", help="replace another comparison in that folder")
+
+
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     demo = commands.add_parser(
         "demo",
@@ -167,6 +226,13 @@ def _explain(options: argparse.Namespace) -> int:
 
     _one_line_warnings()
     return SOME_UNREADABLE if explain(options, _say, _complain) else 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from mhex_vision.commands import evaluate
+
+    _one_line_warnings()
+    return SOME_UNREADABLE if evaluate(options, _say) else 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from mhex_vision import checkpoint, drawing, surgery
 from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.data import Preprocessing, UnreadableImageError, load_data
 from mhex_vision.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from mhex_vision.data.sets import DataBundle, FolderImages
 from mhex_vision.explanation import Explanation
+from mhex_vision.plain import PlainClassifier, load_classifier
 from mhex_vision.recipes import RECIPES
 from mhex_vision.training import Epoch
 from mhex_vision.training import train as train_model
@@ -24,6 +27,10 @@ from mhex_vision.training import train as train_model
 Say = Callable[[str], None]
 
 JSON_FILE = "explanations.json"
+SUMMARY_JSON = "summary.json"
+SUMMARY_MARKDOWN = "summary.md"
+CURVES_FIGURE = "curves.png"
+EXAMPLES_FIGURE = "examples.png"
 MAPS_FOLDER = "maps"
 
 
@@ -42,19 +49,10 @@ def train(options: argparse.Namespace, say: Say) -> int:
         # Pretrained networks have learnt what ImageNet's statistics made of images.
         data = replace(data, preprocessing=replace(data.preprocessing, mean=IMAGENET_MEAN, std=IMAGENET_STD))
     torch.manual_seed(options.seed)
-    model = MHEXClassifier.from_backbone(
-        options.backbone,
-        data.num_classes,
-        weights=options.weights,
-        at=options.at,
-        gate=not options.no_gate,
-        freeze_backbone=options.freeze_backbone,
-        classifier=options.classifier,
-        objective=options.objective,
-        multi_label=data.multi_label,
-    )
+    model = _fresh_network(options, data)
     say(f"{data.name}: {len(data.train)} training images of {data.preprocessing.size} px, {data.num_classes} classes")
-    say(f"{options.backbone}: {len(model.blocks)} blocks at {', '.join(model.layer_names)}")
+    if isinstance(model, MHEXClassifier):
+        say(f"{options.backbone}: {len(model.blocks)} blocks at {', '.join(model.layer_names)}")
 
     def report(epoch: Epoch) -> None:
         judged = epoch.validation
@@ -73,9 +71,44 @@ def train(options: argparse.Namespace, say: Say) -> int:
     )
     if result.test is not None:
         heads = ", ".join(f"{100 * accuracy:.1f}" for accuracy in result.test.head_accuracy)
-        say(f"test accuracy {100 * result.test.accuracy:.2f} % (epoch {result.best_epoch}); each head: {heads}")
-    say(f"wrote {options.out}; next: mhex-vision explain --checkpoint {options.out} --input FILE --out DIR")
+        each = f"; each head: {heads}" if heads else ""
+        say(f"test accuracy {100 * result.test.accuracy:.2f} % (epoch {result.best_epoch}){each}")
+    if options.plain:
+        say(f"wrote {options.out}; it judges: mhex-vision evaluate --checkpoint RUN --judge {options.out} ...")
+    else:
+        say(f"wrote {options.out}; next: mhex-vision explain --checkpoint {options.out} --input FILE --out DIR")
     return 0
+
+
+def _fresh_network(options: argparse.Namespace, data: DataBundle) -> MHEXClassifier | PlainClassifier:
+    if options.plain:
+        asked = [
+            flag
+            for flag, given in (
+                ("--at", options.at != "all"),
+                ("--no-gate", options.no_gate),
+                ("--freeze-backbone", options.freeze_backbone),
+                ("--classifier", options.classifier != "drop"),
+                ("--objective", options.objective != "layerwise"),
+            )
+            if given
+        ]
+        if asked:
+            raise ValueError(f"--plain is a network without blocks, and {', '.join(asked)} is about blocks")
+        return PlainClassifier.from_name(
+            options.backbone, data.num_classes, weights=options.weights, multi_label=data.multi_label
+        )
+    return MHEXClassifier.from_backbone(
+        options.backbone,
+        data.num_classes,
+        weights=options.weights,
+        at=options.at,
+        gate=not options.no_gate,
+        freeze_backbone=options.freeze_backbone,
+        classifier=options.classifier,
+        objective=options.objective,
+        multi_label=data.multi_label,
+    )
 
 
 def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
@@ -124,6 +157,63 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
     return len(rejected)
 
 
+def evaluate(options: argparse.Namespace, say: Say) -> int:
+    """`mhex-vision evaluate`; returns how many images could not be read."""
+    from mhex_vision.comparison import compare, draw_examples
+
+    model, judge = load_classifier(options.checkpoint), load_classifier(options.judge)
+    for name, network in (("--checkpoint", model), ("--judge", judge)):
+        if network.config.preprocessing is None:
+            raise ValueError(f"{name}: {getattr(options, name[2:])} does not say how images are prepared")
+    data = load_data(
+        options.data,
+        root=options.root,
+        size=None if model.config.preprocessing is None else model.config.preprocessing.size,
+        download=not options.no_download,
+        seed=options.seed,
+    )
+    images = getattr(data, options.split)
+    if images is None:
+        raise ValueError(f"--split: {data.name} has no {options.split} images")
+    for name, network in (("--checkpoint", model), ("--judge", judge)):
+        _check_classes(name, network, data)
+    if options.masks is not None:
+        if not isinstance(images, FolderImages):
+            raise ValueError(f"--masks goes with a folder of images, and {data.name} is none")
+        images = images.with_masks(options.masks)
+    # Whoever names a function of their own means the one in the folder they are in.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    methods, metrics = _listed(options.methods), _listed(options.metrics)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    judge.to(device)
+    comparison = compare(
+        model,
+        images,
+        data,
+        judge=judge,
+        methods=methods,
+        metrics=metrics,
+        out=options.out,
+        batch_size=options.batch_size,
+        limit=options.limit,
+        seed=options.seed,
+        overwrite=options.overwrite,
+        note={"checkpoint": str(options.checkpoint), "judge": str(options.judge), "split": options.split},
+    )
+    summaries = comparison.summary()
+    checkpoint.write_text(options.out / SUMMARY_JSON, comparison.to_json(summaries))
+    checkpoint.write_text(options.out / SUMMARY_MARKDOWN, comparison.to_markdown(summaries))
+    if any(column.endswith("_curve") for column in comparison.samples.column_names):
+        drawing.save_figure(comparison.plot(), options.out / CURVES_FIGURE)
+    drawing.save_figure(draw_examples(model, images, data, methods), options.out / EXAMPLES_FIGURE)
+    say(comparison.to_text(summaries))
+    compared, wanted = len(comparison.places), comparison.settings["compared"]
+    say(f"{compared} of {wanted} images, means with 95 % bootstrap intervals; wrote {options.out}")
+    return 0 if data.multi_label else wanted - compared
+
+
 def info(options: argparse.Namespace, say: Say) -> None:
     """`mhex-vision info`."""
     import torchvision
@@ -156,6 +246,27 @@ def info(options: argparse.Namespace, say: Say) -> None:
             say(f"  {line.strip().rstrip(',')}")
         say(f"  blocks: {', '.join(model.layer_names)}")
         say(f"  parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
+
+
+def _listed(text: str) -> list[str]:
+    """Names separated by commas; so are the options of one, which a part with "=" and no name of its own belongs to."""
+    names: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if names and ":" in names[-1] and "=" in part and ":" not in part.partition("=")[0]:
+            names[-1] += f",{part}"
+        else:
+            names.append(part)
+    return names
+
+
+def _check_classes(name: str, network: MHEXClassifier | PlainClassifier, data: DataBundle) -> None:
+    """A judge of other classes would judge something else without a word."""
+    known = network.config.class_names or data.class_names
+    if network.config.num_classes != data.num_classes or known != data.class_names:
+        raise ValueError(
+            f"{name} must know the classes of {data.name} ({', '.join(data.class_names)}), got "
+            f"{', '.join(known) if network.config.class_names else network.config.num_classes}"
+        )
 
 
 def _image_files(source: Path, out: Path) -> list[Path]:

@@ -14,8 +14,9 @@ from mhex_vision import drawing
 from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.data import load_data
 from mhex_vision.data.sets import ArrayImages, DataBundle
+from mhex_vision.explainers import explainer
 from mhex_vision.explanation import Explanation
-from mhex_vision.localization import centre_gaussian, mass_inside, pointing_game, random_maps
+from mhex_vision.metrics.localization import mass_inside, pointing_game
 from mhex_vision.recipes import RECIPES
 from mhex_vision.training import Epoch, train
 
@@ -62,7 +63,7 @@ def run_demo(
 
     explanation = explain_all(model, data, test)
     say("where the saliency lies, against the true lesions (pointing game, mass inside):")
-    for name, maps in [("aggregate", explanation.saliency), *_baselines(len(test), data.preprocessing.size)]:
+    for name, maps in [("aggregate", explanation.saliency), *_baselines(model, data, test)]:
         hit, mass = pointing_game(maps, test.masks).mean(), mass_inside(maps, test.masks).mean()
         say(f"  {name:16s} {100 * float(hit):5.1f} %  {100 * float(mass):5.1f} %")
     shown = _one_of_each_class(explanation, test)
@@ -86,8 +87,9 @@ def beta_figure(explanation: Explanation) -> Figure:
     return strict.plot(samples=len(explanation), extra=[("beta = 1", even.saliency)])
 
 
-def _baselines(count: int, size: int) -> list[tuple[str, Tensor]]:
-    return [("random", random_maps(count, size)), ("centre Gaussian", centre_gaussian(count, size))]
+def _baselines(model: MHEXClassifier, data: DataBundle, images: ArrayImages) -> list[tuple[str, Tensor]]:
+    inputs = data.preprocessing.normalize(images.images)
+    return [(name, explainer(name)(model, inputs, images.labels)) for name in ("random", "centre-gaussian")]
 
 
 def _one_of_each_class(explanation: Explanation, images: ArrayImages) -> Explanation:

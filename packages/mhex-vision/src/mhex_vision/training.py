@@ -31,6 +31,7 @@ from mhex_vision.classifier import ClassifierOutput, MHEXClassifier
 from mhex_vision.data.augment import imagenet_augmentation
 from mhex_vision.data.sets import Batch, DataBundle, FolderImages, ImageSet
 from mhex_vision.evaluation import IndexBatches, Metrics, batch_loader, metrics_of, tally
+from mhex_vision.plain import PlainClassifier
 from mhex_vision.recipes import Recipe
 
 RESUME_FILE = "resume.safetensors"
@@ -91,13 +92,13 @@ def train(
 ) -> TrainingResult:
     """Train a classifier and keep its best epoch.
 
-    Written to `out`: `model.safetensors` (the best weights) and, for an `MHEXClassifier`, `config.json`, so that
-    `MHEXClassifier.from_pretrained(out)` loads it; `log.csv`; `run.json`; while the run goes on, `resume.safetensors`.
-    A run that was killed continues when the same call is made again.
+    Written to `out`: `model.safetensors` (the best weights) and, for an `MHEXClassifier` or a `PlainClassifier`,
+    `config.json`, so that `from_pretrained(out)` loads it; `log.csv`; `run.json`; while the run goes on,
+    `resume.safetensors`. A run that was killed continues when the same call is made again.
 
     Args:
-        model: An `MHEXClassifier`, or for comparison any network whose output is (B, K) logits. It is trained in place
-            and holds the best weights afterwards.
+        model: An `MHEXClassifier`, or for comparison a `PlainClassifier` or any network whose output is (B, K) logits.
+            It is trained in place and holds the best weights afterwards.
         data: Where images come from.
         recipe: How to train.
         out: A folder.
@@ -110,7 +111,7 @@ def train(
         ValueError: `out` holds a different or damaged run, or the model has another number of classes than the data.
         RuntimeError: The loss is no longer finite, or no batch holds two readable images.
     """
-    if isinstance(model, MHEXClassifier):
+    if isinstance(model, MHEXClassifier | PlainClassifier):
         if model.config.num_classes != data.num_classes:
             raise ValueError(f"model has {model.config.num_classes} classes and data has {data.num_classes}")
         if model.config.multi_label != data.multi_label:
@@ -282,7 +283,7 @@ class _Run:
     def _save_best(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        if isinstance(self.network, MHEXClassifier):
+        if isinstance(self.network, MHEXClassifier | PlainClassifier):
             checkpoint.write(self.network, self.out)
         else:
             checkpoint.write_tensors(self.out / checkpoint.WEIGHTS_FILE, self.network.state_dict())
@@ -361,7 +362,11 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def _settings(self) -> dict[str, Any]:
-        network = json.loads(self.network.config.to_json()) if isinstance(self.network, MHEXClassifier) else None
+        network = (
+            json.loads(self.network.config.to_json())
+            if isinstance(self.network, MHEXClassifier | PlainClassifier)
+            else None
+        )
         return {
             "recipe": asdict(self.recipe),
             "seed": self.seed,

@@ -192,6 +192,21 @@ class Preprocessing:
         fitted = image.resize(square, Image.Resampling.BILINEAR, box=self._box(image.width, image.height))
         return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
 
+    def fit_mask(self, mask: Image.Image) -> Tensor:
+        """Bring a mask to the square the network sees, as `fit` brings its image.
+
+        Args:
+            mask: RGB image as `read_rgb` gives it; whatever is not black is inside.
+
+        Returns:
+            bool tensor (size, size).
+        """
+        inside = Image.fromarray(np.asarray(mask).any(axis=2).astype(np.uint8) * 255)
+        square = (self.size, self.size)
+        fitted = inside.resize(square, Image.Resampling.BOX, box=self._box(mask.width, mask.height))
+        # At least half of what a pixel stands for.
+        return torch.from_numpy(np.array(fitted) >= 128)
+
     def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Part of the source that fills the square, in source pixels.
 

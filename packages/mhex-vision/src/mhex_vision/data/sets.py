@@ -123,6 +123,11 @@ class FolderImages(Dataset[Batch]):
         preprocessing: How a file becomes an image tensor.
         augment: Takes the RGB Pillow image at its own size and returns uint8 (3, size, size), in place of the
             plain resize; None for none.
+
+    Attributes:
+        paths: The files.
+        labels: int64 tensor (N,).
+        masks: The files of their masks, or None; see `with_masks`.
     """
 
     def __init__(
@@ -140,10 +145,38 @@ class FolderImages(Dataset[Batch]):
         )
         self.preprocessing = preprocessing
         self.augment = augment
+        self.masks: tuple[str, ...] | None = None
+
+    def with_masks(self, folder: str | Path) -> "FolderImages":
+        """Return a copy whose batches carry masks, for localisation against known truth.
+
+        Args:
+            folder: Holds one sub-folder per class, like the images' own, with one mask per image of the same name (the
+                ending may differ). Whatever is not black in a mask is inside. Images stay as they are, so augmentation
+                and masks do not go together.
+
+        Raises:
+            FileNotFoundError: An image has no mask.
+            ValueError: The images are augmented.
+        """
+        if self.augment is not None:
+            raise ValueError("masks: expected images without augmentation, which would leave their masks behind")
+        there: dict[tuple[str, str], str] = {}
+        for path in sorted(Path(folder).glob("*/*")):
+            there.setdefault((path.parent.name, path.stem), str(path))
+        keys = [(path.parent.name, path.stem) for path in map(Path, self.paths)]
+        missing = next((key for key in keys if key not in there), None)
+        if missing is not None:
+            raise FileNotFoundError(f"masks: expected a mask {Path(folder, *missing)}.png, and there is none")
+        other = copy.copy(self)
+        other.masks = tuple(there[key] for key in keys)
+        return other
 
     def with_augmentation(self, augment: Augmentation | None) -> "FolderImages":
         """Return a copy over the same files with another augmentation (None for none)."""
         _check_augmentation(augment)
+        if augment is not None and self.masks is not None:
+            raise ValueError("augment: expected images without masks, which augmentation would leave behind")
         other = copy.copy(self)
         other.augment = augment
         return other
@@ -158,17 +191,24 @@ class FolderImages(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Return the images at ``indices``, in that order, without those that cannot be decoded."""
         images: list[Tensor] = []
+        masks: list[Tensor] = []
         kept: list[int] = []
         for index in indices:
             try:
-                images.append(self._image(self.paths[index]))
+                image = self._image(self.paths[index])
+                mask = None if self.masks is None else self.preprocessing.fit_mask(read_rgb(self.masks[index]))
             except UnreadableImageError as error:
                 warnings.warn(f"left out: {error}", UnreadableImageWarning, stacklevel=2)
             else:
+                images.append(image)
+                masks += [] if mask is None else [mask]
                 kept.append(index)
         size = self.preprocessing.size
         stacked = torch.stack(images) if images else torch.empty((0, 3, size, size), dtype=torch.uint8)
-        return Batch(stacked, self.labels[torch.tensor(kept, dtype=torch.int64)], None)
+        stacked_masks = None
+        if self.masks is not None:
+            stacked_masks = torch.stack(masks) if masks else torch.empty((0, size, size), dtype=torch.bool)
+        return Batch(stacked, self.labels[torch.tensor(kept, dtype=torch.int64)], stacked_masks)
 
     def _image(self, path: str) -> Tensor:
         image = read_rgb(path)

@@ -1,4 +1,4 @@
-"""Does saliency lie where the truth is? Metrics against known masks, and the maps that need no model.
+"""Does saliency lie where the truth is? Metrics against known masks or boxes.
 
 Letters: B batch, H x W map size.
 Sources: pointing game, Zhang et al. 2018 (arXiv 1608.00507), without its tolerance of 15 pixels.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from mhex_core import _checks
 
 
 def pointing_game(saliency: Tensor, masks: Tensor) -> Tensor:
@@ -45,16 +47,49 @@ def mass_inside(saliency: Tensor, masks: Tensor) -> Tensor:
     return torch.where(total > 0, inside / torch.where(total > 0, total, 1), share)
 
 
-def random_maps(count: int, size: int, *, seed: int = 0) -> Tensor:
-    """Uniform noise: (count, size, size) in [0, 1]."""
-    return torch.rand(count, size, size, generator=torch.Generator().manual_seed(seed))
+def mask_iou(saliency: Tensor, masks: Tensor, *, threshold: float = 0.5) -> Tensor:
+    """Intersection over union of the pixels above a threshold and the mask.
+
+    Args:
+        saliency: (B, H, W) in [0, 1].
+        masks: bool (B, H, W).
+        threshold: In [0, 1].
+
+    Returns:
+        float (B,) in [0, 1]; 1 where both are empty.
+    """
+    _check(saliency, masks)
+    _checks.number("threshold", threshold, low=0, high=1)
+    found = saliency > threshold
+    intersection = (found & masks).sum(dim=(1, 2))
+    union = (found | masks).sum(dim=(1, 2))
+    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
 
 
-def centre_gaussian(count: int, size: int, *, width: float = 0.25) -> Tensor:
-    """A Gaussian on the image's centre: (count, size, size), its standard deviation `width` times the side."""
-    axis = (torch.arange(size) + 0.5) / size - 0.5
-    bell = torch.exp(-(axis**2) / (2 * width**2))
-    return torch.outer(bell, bell).expand(count, size, size)
+def masks_from_boxes(boxes: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Boxes as masks: a pixel is inside where its centre is.
+
+    Args:
+        boxes: (B, 4), each (left, top, right, bottom) in pixels from the image's upper left corner.
+        size: (H, W), or one int for a square.
+
+    Returns:
+        bool (B, H, W).
+
+    Raises:
+        ValueError: A box's right is left of its left, or its bottom above its top.
+    """
+    boxes = _checks.tensor("boxes", boxes, ndim=2, floating=False).double()
+    if boxes.shape[1] != 4:
+        raise ValueError(f"boxes must have shape (B, 4), got {tuple(boxes.shape)}")
+    if not bool((boxes[:, 2:] >= boxes[:, :2]).all()):
+        raise ValueError("boxes must be (left, top, right, bottom) with left <= right and top <= bottom")
+    height, width = _checks.size_2d("size", size)
+    left, top, right, bottom = boxes.unsqueeze(-1).unbind(dim=1)
+    x = torch.arange(width, device=boxes.device) + 0.5
+    y = torch.arange(height, device=boxes.device) + 0.5
+    columns, rows = (left <= x) & (x < right), (top <= y) & (y < bottom)
+    return rows.unsqueeze(2) & columns.unsqueeze(1)
 
 
 def _check(saliency: Tensor, masks: Tensor) -> None:

@@ -1,12 +1,10 @@
 """Localization metrics against counting pixel by pixel."""
 
-import math
-
 import pytest
 import torch
 from torch.testing import assert_close
 
-from mhex_vision import localization
+from mhex_vision.metrics import localization
 
 
 @pytest.fixture(params=["random", "coarse", "empty mask", "full mask"])
@@ -70,21 +68,28 @@ def test_negative_mass_is_refused():
         localization.mass_inside(-torch.ones(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool))
 
 
-def test_random_maps_are_repeatable_and_even():
-    first = localization.random_maps(50, 16, seed=3)
-    assert first.shape == (50, 16, 16)
-    assert_close(first, localization.random_maps(50, 16, seed=3), rtol=0, atol=0)
-    assert not torch.equal(first, localization.random_maps(50, 16, seed=4))
-    assert 0 <= first.min() <= first.max() <= 1
-    assert abs(float(first.mean()) - 0.5) < 0.01
+def test_intersection_over_union_counts_pixels(case):
+    saliency, masks = case
+    for threshold in (0.0, 0.4):
+        expected = []
+        for values, mask in zip(saliency.flatten(1).tolist(), masks.flatten(1).tolist(), strict=True):
+            found = [value > threshold for value in values]
+            union = sum(a or b for a, b in zip(found, mask, strict=True))
+            both = sum(a and b for a, b in zip(found, mask, strict=True))
+            expected.append(both / union if union else 1.0)
+        assert_close(localization.mask_iou(saliency, masks, threshold=threshold), torch.tensor(expected))
 
 
-@pytest.mark.parametrize("size", [1, 8, 9])
-@pytest.mark.parametrize("width", [0.1, 0.25])
-def test_the_centre_gaussian_is_one(size, width):
-    maps = localization.centre_gaussian(2, size, width=width)
-    assert maps.shape == (2, size, size)
-    for y in range(size):
-        for x in range(size):
-            squared = ((y + 0.5) / size - 0.5) ** 2 + ((x + 0.5) / size - 0.5) ** 2
-            assert math.isclose(float(maps[1, y, x]), math.exp(-squared / (2 * width**2)), rel_tol=1e-5, abs_tol=1e-12)
+def test_boxes_hold_the_pixels_whose_centres_they_hold():
+    boxes = torch.tensor([[0.0, 0.0, 3.0, 2.0], [0.5, 0.5, 1.5, 1.4], [1.0, 1.0, 1.0, 9.0]])
+    masks = localization.masks_from_boxes(boxes, (3, 4))
+    assert masks[0].nonzero().tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+    assert masks[1].nonzero().tolist() == [[0, 0]]
+    assert not masks[2].any()
+    assert torch.equal(localization.masks_from_boxes(boxes[:1].int(), (3, 4)), masks[:1])
+
+
+@pytest.mark.parametrize("boxes", [torch.zeros(1, 3), torch.tensor([[2.0, 0.0, 1.0, 1.0]]), torch.zeros(4)])
+def test_boxes_that_are_none_are_refused(boxes):
+    with pytest.raises(ValueError, match="boxes must"):
+        localization.masks_from_boxes(boxes, 4)

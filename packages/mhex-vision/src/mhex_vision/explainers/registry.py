@@ -1,0 +1,133 @@
+"""Explainers by name, and by the text of a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from typing import Any, NamedTuple
+
+from mhex_core import SaliencyOptions
+from mhex_vision.explainers.cams import ClassActivationMap
+from mhex_vision.explainers.gradients import IntegratedGradients
+from mhex_vision.explainers.interface import Explainer
+from mhex_vision.explainers.own import CentreGaussian, OwnSaliency, RandomMaps, UserFunction
+from mhex_vision.explainers.shapley import PartitionShap
+
+Value = int | float | bool | str
+TEXT = ("layer",)  # what is never read as a number: a layer may be called 4, or 1.10
+
+
+class _Known(NamedTuple):
+    """An explainer that has a name: what it is, how it is made, and what it can be told."""
+
+    description: str
+    make: Callable[..., Explainer]
+    options: tuple[str, ...]
+
+
+def _names(settings: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(settings))
+
+
+def _own(defaults: dict[str, Any], **options: Any) -> OwnSaliency:
+    return OwnSaliency(defaults | options)
+
+
+def _cam(method: str, description: str, *more: str) -> _Known:
+    return _Known(description, partial(ClassActivationMap, method=method), ("layer", *more))
+
+
+_KNOWN = {
+    "mhex": _Known("the classifier's own saliency", partial(_own, {}), _names(SaliencyOptions)),
+    "mhex-authors": _Known(
+        "the same with beta 1 and tau_neg 0.1, as in the authors' table",
+        partial(_own, {"beta": 1.0, "tau_neg": 0.1}),
+        _names(SaliencyOptions),
+    ),
+    "random": _Known("uniform noise", RandomMaps, _names(RandomMaps)),
+    "centre-gaussian": _Known("a Gaussian on the image's centre", CentreGaussian, _names(CentreGaussian)),
+    "gradcam": _cam("gradcam", "Grad-CAM (grad-cam)"),
+    "gradcam++": _cam("gradcam++", "Grad-CAM++ (grad-cam)"),
+    "layercam": _cam("layercam", "LayerCAM (grad-cam)"),
+    "scorecam": _cam("scorecam", "Score-CAM (grad-cam), slow: a forward pass per channel", "batch_size"),
+    "eigencam": _cam("eigencam", "Eigen-CAM (grad-cam), the same for every class"),
+    "integrated-gradients": _Known("integrated gradients (captum)", IntegratedGradients, _names(IntegratedGradients)),
+    "shap": _Known("Owen values of image regions (shap), slow", PartitionShap, _names(PartitionShap)),
+}
+
+EXPLAINERS: dict[str, str] = {name: known.description for name, known in _KNOWN.items()}
+"""The known names, each with one line on what it is."""
+
+
+def explainer(name: str, **options: Any) -> Explainer:
+    """Make an explainer.
+
+    Args:
+        name: One of `EXPLAINERS`, or "module:function" for a function of your own, which takes
+            (model, images, targets), gives (B, H, W), and takes no options here.
+        **options: What this explainer can be told; an unknown one is answered with the list.
+
+    Raises:
+        TypeError: The name is no text, or an option of another type.
+        ValueError: The name or an option is unknown, or an option's value does not fit.
+        ImportError: The library that it needs is not installed.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {type(name).__name__}")
+    if name in _KNOWN:
+        known = _KNOWN[name]
+        _check_options(name, options, known.options)
+        return known.make(**options)
+    if ":" in name:
+        _check_options(name, options, ())
+        return UserFunction.named(name)
+    raise ValueError(f"name must be one of {', '.join(EXPLAINERS)}, or 'module:function', got {name!r}")
+
+
+def parse(spec: str) -> Explainer:
+    """Make an explainer from one text: "gradcam", "gradcam:layer=layer3.1", "shap:evaluations=200,blur=8".
+
+    Values are read as int, float, true or false, and else as text. What follows the colon without an equals sign is a
+    function of your own: "module:function".
+
+    Args:
+        spec: The text.
+
+    Raises:
+        TypeError: The text is none.
+        ValueError: It cannot be read, or `explainer` does not know what it says.
+        ImportError: The library that it needs is not installed.
+    """
+    if not isinstance(spec, str):
+        raise TypeError(f"spec must be a string, got {type(spec).__name__}")
+    name, colon, rest = spec.strip().partition(":")
+    if not colon or (name not in _KNOWN and "=" not in rest):
+        return explainer(spec.strip())
+    options: dict[str, Any] = {}
+    for part in rest.split(","):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and value):
+            raise ValueError(f"spec must be name:option=value,option=value, got {spec!r}")
+        if key in options:
+            raise ValueError(f"spec must give each option once, got {key} twice in {spec!r}")
+        options[key] = value if key in TEXT else _value(value)
+    return explainer(name, **options)
+
+
+def _check_options(name: str, options: dict[str, Any], known: tuple[str, ...]) -> None:
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        listed = ", ".join(known) if known else "none"
+        raise ValueError(f"options of {name} must be among: {listed}; got {', '.join(unknown)}")
+
+
+def _value(text: str) -> Value:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

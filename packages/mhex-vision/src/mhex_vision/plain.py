@@ -1,0 +1,169 @@
+"""A network that classifies and explains nothing: the judge of explanations, and what a classifier is compared with.
+
+Letters: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from mhex_core import _checks
+from mhex_vision import backbones, checkpoint
+from mhex_vision.classifier import MHEXClassifier
+from mhex_vision.data import Preprocessing
+
+FORMAT_KEY = "mhex_vision_plain_format"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainConfig:
+    """Settings of a `PlainClassifier`.
+
+    Attributes:
+        backbone: A torchvision name, or a timm name with its prefix "timm/".
+        num_classes: K.
+        multi_label: Whether classes are independent of each other.
+        class_names: K names, or empty.
+        preprocessing: How image files become network inputs, where it is known.
+    """
+
+    backbone: str
+    num_classes: int
+    multi_label: bool = False
+    class_names: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.backbone, str):
+            raise TypeError(f"backbone must be a name, got {type(self.backbone).__name__}")
+        _checks.positive_int("num_classes", self.num_classes)
+        _checks.flag("multi_label", self.multi_label)
+        names: object = self.class_names
+        if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+            raise TypeError(f"class_names must be a sequence of texts, got {names!r}")
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"class_names must hold {self.num_classes} names, got {len(self.class_names)}")
+
+    def to_json(self) -> str:
+        """The text of config.json."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["preprocessing"] = None if self.preprocessing is None else self.preprocessing.to_dict()
+        return json.dumps({FORMAT_KEY: FORMAT_VERSION, **values}, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> PlainConfig:
+        """Read the text of config.json.
+
+        Raises:
+            ValueError: It is not JSON, not such a configuration, or of a newer format.
+        """
+        try:
+            values: Any = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not JSON ({error})") from error
+        if not isinstance(values, Mapping) or FORMAT_KEY not in values:
+            raise ValueError(f"not the configuration of a plain classifier (no key {FORMAT_KEY!r})")
+        if values[FORMAT_KEY] != FORMAT_VERSION:
+            raise ValueError(f"format {values[FORMAT_KEY]!r} is not {FORMAT_VERSION}, the one this version reads")
+        chosen = {name: value for name, value in values.items() if name != FORMAT_KEY}
+        try:
+            if chosen.get("preprocessing") is not None:
+                chosen["preprocessing"] = Preprocessing.from_dict(chosen["preprocessing"])
+            return cls(**chosen)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+class PlainClassifier(nn.Module):
+    """A network without blocks, saved and loaded like an `MHEXClassifier`. Its output is (B, K) logits.
+
+    Args:
+        config: The settings.
+        backbone: The network, with K outputs.
+
+    Attributes:
+        config: The settings, frozen.
+        backbone: The network.
+    """
+
+    def __init__(self, config: PlainConfig, backbone: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+
+    @classmethod
+    def from_name(cls, name: str, num_classes: int, *, weights: str | None = None, multi_label: bool = False) -> Self:
+        """Build a network by name.
+
+        Args:
+            name: A torchvision name such as "resnet34", or "timm/" and a timm name.
+            num_classes: K.
+            weights: Pretrained weights to start from; the classifier is then fresh if K differs from theirs.
+            multi_label: Whether classes are independent of each other.
+
+        Raises:
+            ValueError: No such network or weights, or its last layer cannot be given K outputs.
+        """
+        config = PlainConfig(backbone=name, num_classes=num_classes, multi_label=multi_label)
+        network = backbones.build(name, num_classes, weights=weights)
+        if weights is not None:
+            from mhex_vision import surgery
+
+            backbones.set_num_classes(network, surgery.trace(network), num_classes)
+        return cls(config, network)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images (B, 3, H, W), normalised as the network expects: (B, K) logits."""
+        logits: Tensor = self.backbone(images)
+        return logits
+
+    def with_metadata(self, **changes: Any) -> Self:
+        """Set `class_names` or `preprocessing` in the configuration; returns the classifier itself."""
+        unknown = set(changes) - {"class_names", "preprocessing"}
+        if unknown:
+            raise ValueError(f"only class_names and preprocessing can be changed, got {', '.join(sorted(unknown))}")
+        self.config = replace(self.config, **changes)
+        return self
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write config.json and model.safetensors; a failure leaves the files of an earlier call as they were."""
+        checkpoint.write(self, Path(save_directory))
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Load what `save_pretrained` wrote, in evaluation mode, on the CPU.
+
+        Raises:
+            FileNotFoundError: There is no such folder, or a file is missing from it.
+            ValueError: A file is damaged, or not what it should be.
+        """
+        folder = checkpoint.locate(path)
+        text = checkpoint.read_config_text(folder)
+        try:
+            config = PlainConfig.from_json(text)
+            model = cls(config, backbones.build(config.backbone, config.num_classes))
+        except ValueError as error:
+            raise ValueError(f"{folder / checkpoint.CONFIG_FILE} cannot be used: {error}") from error
+        checkpoint.load_weights(model, folder)
+        return model.eval()
+
+
+def load_classifier(path_or_repo: str | Path) -> MHEXClassifier | PlainClassifier:
+    """Load a run of `train`, whichever kind of network it is.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or a file is missing from it.
+        ValueError: A file is damaged, or not what it should be.
+    """
+    folder = checkpoint.locate(path_or_repo)
+    if f'"{FORMAT_KEY}"' in checkpoint.read_config_text(folder):
+        return PlainClassifier.from_pretrained(folder)
+    return MHEXClassifier.from_pretrained(folder)
