@@ -1,4 +1,4 @@
-"""The floor of a map against numpy, in every place that knows of it."""
+"""The floor of a map and its rectified activations against numpy, in every place that knows of them."""
 
 import numpy as np
 import pytest
@@ -60,3 +60,17 @@ def test_an_empty_batch_has_no_maps():
 def test_a_floor_is_a_quantile_below_one(floor):
     with pytest.raises(ValueError, match="floor must be"):
         SaliencyOptions(floor=floor)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_rectified_saliency_is_that_of_rectified_activations(layers, backend):
+    activations, matrices = [[value.float() for value in part] for part in layers]
+    rectified = [layer.clamp(min=0) for layer in activations]
+    expected = saliency_maps(rectified, matrices, TARGET, size=9, beta=0.5, backend=backend)
+    found = saliency_maps(activations, matrices, TARGET, size=9, beta=0.5, rectify=True, backend=backend)
+    assert torch.equal(found, expected)
+    options = SaliencyOptions(rectify=True, beta=0.5)
+    halves = signed_maps(activations, matrices, TARGET, options=options, backend=backend)
+    assert_close(combine_maps(halves, size=9, options=options, backend=backend), expected, rtol=0, atol=1e-6)
+    with pytest.raises(TypeError, match="rectify must be a bool"):
+        SaliencyOptions(rectify=1)

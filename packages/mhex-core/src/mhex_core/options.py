@@ -29,6 +29,8 @@ class SaliencyOptions:
         normalize: Whether each map is brought to [0, 1] by its own minimum and maximum.
         floor: A quantile of each map, in [0, 1): what lies below becomes 0, so that a map does not cover everything.
             0 leaves maps as they are. (Not in the paper; token scores have no floor.)
+        rectify: Whether saliency reads ReLU(A_l), what a convolutional network hands on to its next layer, instead of
+            A_l. (Not in the paper; tokens are never rectified.)
     """
 
     beta: float = 0.0
@@ -40,6 +42,7 @@ class SaliencyOptions:
     decay: float = 0.9
     normalize: bool = True
     floor: float = 0.0
+    rectify: bool = False
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -53,6 +56,7 @@ class SaliencyOptions:
             set_field(self, "layer_weights", _checks.numbers("layer_weights", self.layer_weights))
         set_field(self, "decay", _checks.number("decay", self.decay, low=0, high=1))
         _checks.flag("normalize", self.normalize)
+        _checks.flag("rectify", self.rectify)
         set_field(self, "floor", _checks.number("floor", self.floor, low=0, high=1))
         if self.floor == 1:
             raise ValueError("floor must be below 1, got 1, which would leave nothing of a map")

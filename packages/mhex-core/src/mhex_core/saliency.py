@@ -48,6 +48,7 @@ def saliency_maps(
     decay: float = 0.9,
     normalize: bool = True,
     floor: float = 0.0,
+    rectify: bool = False,
     backend: native.Backend = "auto",
 ) -> Tensor:
     """Class-specific saliency maps of a batch.
@@ -69,6 +70,7 @@ def saliency_maps(
         normalize: Whether each map is brought to [0, 1]; a constant map gives zeros.
         floor: A quantile of each map, in [0, 1): max(0, cam - quantile) takes the place of cam. 0 leaves maps as they
             are. It is not in the paper.
+        rectify: Whether ReLU(A_l) takes the place of A_l. It is not in the paper.
         backend: "auto", "reference" or "native".
 
     Returns:
@@ -89,8 +91,10 @@ def saliency_maps(
         decay=decay,
         normalize=normalize,
         floor=floor,
+        rectify=rectify,
     )
     layers, checked = _check_layers(activations, matrices, ndim=4)
+    layers = _rectified(layers, options)
     height_width = _checks.size_2d("size", size)
     weights = options.weights_of(len(layers))
     chosen = native.resolve(backend, layers)
@@ -119,7 +123,7 @@ def signed_maps(
         activations: A_l, L tensors (B, C_l, h_l, w_l).
         matrices: M_l, L tensors (K, C_l).
         target: As in `saliency_maps`.
-        options: Only the sharpness rule is read.
+        options: Only the sharpness rule and `rectify` are read.
         backend: "auto", "reference" or "native".
 
     Returns:
@@ -127,6 +131,7 @@ def signed_maps(
     """
     options = _check_options(options)
     layers, matrices = _check_layers(activations, matrices, ndim=4)
+    layers = _rectified(layers, options)
     chosen = native.resolve(backend, layers)
     targets, single = _check_target(target, layers[0], matrices[0].shape[0], chosen)
     run = ops.signed_maps if chosen == "native" else reference.signed_maps
@@ -268,6 +273,10 @@ def _check_layers(
         if ndim == 4 and 0 in layer.shape[2:]:
             raise ValueError(f"activations[{index}] must have at least one position, got {tuple(layer.shape)}")
     return layers, checked
+
+
+def _rectified(layers: tuple[Tensor, ...], options: SaliencyOptions) -> tuple[Tensor, ...]:
+    return tuple(torch.relu(layer) for layer in layers) if options.rectify else layers
 
 
 def _check_options(options: SaliencyOptions | None) -> SaliencyOptions:

@@ -212,7 +212,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             size: (H, W) of the maps; None means the images' own.
             keep_images: Whether the explanation carries the images, for `overlay` and `plot`.
             **options: The fields of `mhex_core.SaliencyOptions`: beta, tau_pos, tau_neg, sharpness, exponent,
-                layer_weights, decay, normalize, floor.
+                layer_weights, decay, normalize, floor, rectify.
 
         Raises:
             TypeError: An argument is of another type, or an option is unknown.
