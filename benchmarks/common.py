@@ -43,8 +43,8 @@ def command() -> str:
 
 def write(name: str, record: dict[str, Any]) -> Path:
     """Write a result as JSON under benchmarks/results/, in one step."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(
         json.dumps({"command": command(), "machine": machine(), **record}, indent=1) + "\n", encoding="utf-8"

@@ -1,18 +1,33 @@
-"""Writes the README's tables from benchmarks/results/*.json; `--check` only says whether they are up to date."""
+"""Writes the tables of the README and of docs/results from benchmarks/results; `--check` says if they are those."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import common
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+EXPLANATIONS = ROOT / "docs" / "results" / "explanations.md"
+TITLES = {
+    "sad": "SAD ↑",
+    "avg_drop": "AVG Drop ↑",
+    "ead": "EAD ↑",
+    "area_drop": "area-matched drop ↑",
+    "insertion": "insertion AUC ↑",
+    "deletion": "deletion AUC ↓",
+    "pointing": "pointing ↑",
+    "mass_inside": "mass inside ↑",
+    "iou": "IoU ↑",
+}
 
 
 def bloodmnist(record: dict[str, Any]) -> list[str]:
@@ -91,23 +106,175 @@ def _scores(scores: list[dict[str, float]]) -> str:
     )
 
 
-TABLES = {"bloodmnist": bloodmnist, "lesions": lesions, "saliency": saliency, "explaining": explaining}
+def comparison(*names: str) -> Callable[[], list[str]]:
+    """The summaries of one or more `mhex-vision evaluate`, as one table; with several, rows begin with the network."""
+
+    def lines() -> list[str]:
+        found: list[str] = []
+        for name in names:
+            record = _result(f"explanations/{name}")
+            metrics = record["settings"]["metrics"]
+            if not found:
+                titles = [_title(metric) for metric in metrics]
+                found = ["| " + " | ".join(["method", *titles, "ms / image"]) + " |", "|---" * (len(titles) + 2) + "|"]
+            prefix = f"{name.split('-')[0]}: " if len(names) > 1 else ""
+            first, *_ = record["methods"]
+            for method, values in record["methods"].items():
+                row = [f"{prefix}`{method}`"]
+                for metric in metrics:
+                    others = [other["scores"][metric]["mean"] for other in record["methods"].values()]
+                    best = min(others) if metric.startswith("deletion") else max(others)
+                    row.append(_cell(values, metric, first, best=len(names) == 1 and best))
+                milliseconds = 1000 * values["seconds_per_image"]
+                shown = f"{milliseconds:.0f}" if milliseconds >= 10 else f"{milliseconds:.2g}"
+                found.append("| " + " | ".join([*row, shown]) + " |")
+        images = {_result(f"explanations/{name}")["settings"]["compared"] for name in names}
+        commands = [f"`{_result(f'explanations/{name}')['command']}`" for name in names]
+        return [*found, "", f"{' / '.join(map(str, sorted(images)))} images; {_shape(record)}.", "", *_listed(commands)]
+
+    return lines
 
 
-def render(text: str) -> str:
-    """The README with its tables as the results have them."""
-    for name, table in TABLES.items():
-        record = json.loads((common.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        machine = record["machine"]
-        shape = f"{machine['cores']} cores, {machine['vector_instructions']}, torch {machine['torch']}"
+def _cell(values: dict[str, Any], metric: str, first: str, *, best: object) -> str:
+    """Mean and interval; an arrow where the paired difference from the first method cannot be chance."""
+    score = values["scores"][metric]
+    difference = values[f"differences from {first}"].get(metric)
+    arrow = ""
+    if difference is not None and difference["low"] is not None:
+        # Down is worse for every metric but deletion, of which less is better.
+        sign = -1 if metric.startswith("deletion") else 1
+        if difference["low"] > 0 or difference["high"] < 0:
+            arrow = " ▲" if sign * difference["mean"] > 0 else " ▼"
+    mean = f"{score['mean']:.3f}"
+    mean = f"**{mean}**" if best is not False and score["mean"] == best else mean
+    return f"{mean}{arrow} <sub>[{score['low']:.3f}, {score['high']:.3f}]</sub>"
+
+
+def _title(metric: str) -> str:
+    name, _, options = metric.partition(":")
+    shown = "" if name in ("insertion", "deletion") or not options else f" ({options})"
+    return TITLES[name] + shown
+
+
+def _listed(commands: list[str]) -> list[str]:
+    return commands if len(commands) == 1 else [f"- {command}" for command in commands]
+
+
+def sanity() -> list[str]:
+    """What is left of a map while the network's weights go, layer by layer from the output."""
+    record = _result("explanations/sanity")
+    methods = record["methods"]
+    layers = [step["layer"] for step in next(iter(methods.values()))["spearman"]]
+    lines = [
+        "| randomised down to | " + " | ".join(f"`{method}`" for method in methods) + " |",
+        "|---" * (1 + len(methods)) + "|",
+    ]
+    for row, layer in enumerate(layers):
+        cells = [
+            f"{_or_dash(kinds['spearman'][row]['similarity'])} / {_or_dash(kinds['ssim'][row]['similarity'])}"
+            for kinds in methods.values()
+        ]
+        lines.append(f"| {layer} | " + " | ".join(cells) + " |")
+    return [*lines, "", f"{record['images']} images; {_shape(record)}.", "", f"`{record['command']}`"]
+
+
+def labels() -> list[str]:
+    """How alike the maps of a network are to those of one that learnt shuffled labels."""
+    record = _result("explanations/labels")
+    shown = ", ".join(f"`{method}` {value:.2f}" for method, value in record["spearman"].items())
+    loss = f"its loss, the sum over eight heads, came down to {record['train_loss']:.2f}"
+    return [
+        f"Spearman's rank correlation: {shown}. ({record['images']} images; {loss}; {_shape(record)}.)",
+        "",
+        f"`{record['command']}`",
+    ]
+
+
+def study() -> list[str]:
+    """Collaboration of gate and supervision, and how much of a head's logit its map accounts for."""
+    record = _result("explanations/study")
+    gaps = record["completeness"]["median relative gap per head"]
+    correlations = record["completeness"]["correlation of evidence and logit per head"]
+    means = [f"{value:.2f}" for value in record["mean per block"]]
+    lines = [
+        "| block | mean collaboration | median gap between map and logit | correlation of the two |",
+        "|---|---|---|---|",
+    ]
+    for row, layer in enumerate([*record["layers"], "the last one"]):
+        mean = means[row] if row < len(means) else "-"
+        lines.append(f"| {layer} | {mean} | {gaps[row]:.3f} | {correlations[row]:.3f} |")
+    lines += ["", "| collaboration of the last three blocks against | Pearson r | p | mutual information, nats |"]
+    lines += ["|---|---|---|---|"]
+    for name, title in (("sad", "SAD"), ("confidence", "confidence")):
+        pearson = record["pearson"][name]
+        lines.append(
+            f"| {title} | {pearson['r']:.3f} | {pearson['p']:.1e} | {record['mutual information, nats'][name]:.3f} |"
+        )
+    return [*lines, "", f"{record['images']} images; {_shape(record)}.", "", f"`{record['command']}`"]
+
+
+def _or_dash(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def _result(name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((common.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return record
+
+
+def _shape(record: dict[str, Any]) -> str:
+    machine = record["machine"]
+    return f"{machine['cores']} cores, {machine['vector_instructions']}, torch {machine['torch']}"
+
+
+def of_result(name: str, table: Callable[[dict[str, Any]], list[str]]) -> Callable[[], list[str]]:
+    """A table of the README with the command and the machine below it."""
+
+    def lines() -> list[str]:
+        record = _result(name)
+        shape = _shape(record)
         if "runs" in record:
             shape += f", {len({run['seed'] for run in record['runs']})} seeds, mean ± deviation"
         else:
             shape += ", medians of one run"
-        body = "\n".join([*table(record), "", f"`{record['command']}` ({shape})"])
+        return [*table(record), "", f"`{record['command']}` ({shape})"]
+
+    return lines
+
+
+PAGES: dict[Path, dict[str, Callable[[], list[str]]]] = {
+    README: {
+        "bloodmnist": of_result("bloodmnist", bloodmnist),
+        "lesions": of_result("lesions", lesions),
+        "saliency": of_result("saliency", saliency),
+        "explaining": of_result("explaining", explaining),
+    },
+    EXPLANATIONS: {
+        "test-28": comparison("test-28"),
+        "settings-28": comparison("settings-28"),
+        "rectified-28": comparison("rectified-28"),
+        "rectified-lesions": comparison("rectified-lesions"),
+        "layers-28": comparison("layers-28"),
+        "plain-28": comparison("plain-28-maps"),
+        "networks-28": comparison("nogate-28-maps", "joint-28-maps", "downsample-28-maps", "stage-28-maps"),
+        "test-lesions": comparison("test-lesions"),
+        "networks-lesions": comparison(
+            "nogate-lesions-maps", "joint-lesions-maps", "downsample-lesions-maps", "stage-lesions-maps"
+        ),
+        "sanity": sanity,
+        "labels": labels,
+        "study": study,
+    },
+}
+
+
+def render(text: str, tables: dict[str, Callable[[], list[str]]]) -> str:
+    """A page with its tables as the results have them."""
+    for name, table in tables.items():
+        body = "\n".join(table())
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", flags=re.DOTALL)
         if not pattern.search(text):
-            raise SystemExit(f"the README has no place for the table {name!r}")
+            raise SystemExit(f"there is no place for the table {name!r}")
         text = pattern.sub(lambda found, body=body: found[1] + body + "\n" + found[2], text)
     return text
 
@@ -117,12 +284,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    text = README.read_text(encoding="utf-8")
-    fresh = render(text)
-    if check and fresh != text:
-        sys.exit("the README's tables are not those of benchmarks/results; run python benchmarks/tables.py")
-    if not check:
-        README.write_text(fresh, encoding="utf-8")
+    for page, tables in PAGES.items():
+        text = page.read_text(encoding="utf-8")
+        fresh = render(text, tables)
+        if check and fresh != text:
+            sys.exit(f"the tables of {page.name} are not those of benchmarks/results; run python benchmarks/tables.py")
+        if not check:
+            page.write_text(fresh, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Which implementation runs, and how one learns of it."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -85,3 +88,26 @@ def test_auto_is_close_to_the_reference(monkeypatch, call):
 def test_an_unknown_backend_is_named(backend, error):
     with pytest.raises(error, match="backend"):
         native.resolve(backend)
+
+
+def test_an_instruction_set_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("MHEX_CPU", "avx1024")
+    with pytest.raises(ValueError, match="MHEX_CPU must be one of 'baseline', 'avx2', 'avx512', got 'avx1024'"):
+        native.status()
+
+
+def test_threads_that_come_first_together_load_once():
+    """In a process of its own: here, everything is loaded already."""
+    script = """
+import threading, torch
+from mhex_core import native, saliency_maps
+barrier, found = threading.Barrier(8), []
+def run():
+    barrier.wait()
+    found.append(saliency_maps([torch.ones(1, 2, 3, 3)], [torch.eye(2)], 0, size=3))
+threads = [threading.Thread(target=run) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert len(found) == 8, found
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

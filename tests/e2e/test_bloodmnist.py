@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mhex_vision import Explanation
+from mhex_vision import Explanation, load_classifier, load_data
+from mhex_vision.explainers import parse
+from mhex_vision.metrics import parameter_randomization
 
 DATA = Path(os.environ.get("MHEX_DATA", ""))
 CLASSES = 8
@@ -76,3 +78,26 @@ def test_photographs_of_cells_are_explained(trained, tmp_path):
     assert float(explanation.saliency.min()) >= 0
     assert float(explanation.saliency.max()) <= 1
     assert float(explanation.saliency.flatten(1).std(dim=1).min()) > 0.01  # maps, not blanks
+
+
+def test_explanations_of_cells_are_measured_side_by_side(trained, tmp_path):
+    data = ("--data", "bloodmnist", "--root", DATA / "medmnist", "--no-download")
+    asked = ("--limit", "128", "--methods", "mhex,random,centre-gaussian", "--metrics", "area_drop,deletion:steps=8")
+    # One epoch has to do for both parts here; a judge should be another network.
+    shown = run("evaluate", "--checkpoint", trained, "--judge", trained, *data, *asked, "--out", tmp_path)
+    assert "128 of 128 images" in shown
+    summary = json.loads((tmp_path / "summary.json").read_text())["methods"]
+    ours, noise = (summary[name]["scores"] for name in ("mhex", "random"))
+    assert ours["area_drop"]["low"] > noise["area_drop"]["high"]
+    assert ours["deletion:steps=8"]["mean"] < noise["deletion:steps=8"]["mean"]
+
+
+def test_maps_change_when_weights_are_randomised(trained):
+    model = load_classifier(trained)
+    images = load_data("bloodmnist", root=DATA / "medmnist", download=False).test
+    batch = images.__getitems__(range(32))
+    inputs = model.config.preprocessing.normalize(batch.images)
+    steps = parameter_randomization(model, parse("mhex"), inputs, batch.labels)
+    assert steps[0].layer.startswith("layer4")
+    assert steps[-1].layer == "stem"
+    assert abs(float(steps[-1].similarity.nanmean())) < 0.5

@@ -121,11 +121,15 @@ def test_a_folder_of_another_comparison_is_not_touched(model, judge, data, tmp_p
     first = compare(model, data.test, data, metrics=["sad"], **asked)
     with pytest.raises(ValueError, match=r"another comparison \(it differs in metrics\)"):
         compare(model, data.test, data, metrics=["ead"], **asked)
+    weights = {name: value.clone() for name, value in judge.state_dict().items()}
     with torch.no_grad():
         judge.last.bias += 1
     with pytest.raises(ValueError, match=r"differs in judge"):
         compare(model, data.test, data, metrics=["sad"], **asked)
     assert values_of(Comparison.load(tmp_path / "samples.parquet")) == values_of(first)
+    judge.load_state_dict(weights)
+    moved = compare(model, data.test, data, metrics=["sad"], note={"checkpoint": "elsewhere"}, **asked)
+    assert values_of(moved) == values_of(first)
     other = compare(model, data.test, data, metrics=["ead"], overwrite=True, **asked)
     assert other.metrics == ("ead",)
     (tmp_path / "comparison.json").write_text("[")

@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from mhex_core import _checks, registration
 
 Backend = Literal["auto", "reference", "native"]
 MAX_LAYERS = 128  # kMaxLayers of csrc/params.h
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+_LOADING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,16 @@ def status() -> Status:
     """Say which implementation `backend="auto"` runs here, and why.
 
     Raises:
-        ValueError: The environment variable MHEX_NATIVE is none of "0", "1", "auto".
+        ValueError: The environment variable MHEX_NATIVE is none of "0", "1", "auto", or MHEX_CPU, which caps the vector
+            instructions of the CPU kernels, is none of "baseline", "avx2", "avx512".
         RuntimeError: MHEX_NATIVE is "1" and there is nothing compiled to run.
     """
     wish = os.environ.get("MHEX_NATIVE", "auto")
     if wish not in ("0", "1", "auto"):
         raise ValueError(f"MHEX_NATIVE must be '0', '1' or 'auto', got {wish!r}")
+    instructions = os.environ.get("MHEX_CPU", "")
+    if instructions not in ("", *INSTRUCTION_SETS):
+        raise ValueError(f"MHEX_CPU must be one of {', '.join(map(repr, INSTRUCTION_SETS))}, got {instructions!r}")
     if wish == "0":
         return Status("reference", "MHEX_NATIVE=0 asks for the plain torch implementation")
     found = _load()
@@ -112,9 +119,16 @@ def _obstacle(tensors: Sequence[Tensor], devices: tuple[str, ...], *, half: bool
     return None
 
 
-@functools.cache
 def _load() -> Status:
-    """Load what was compiled, once. Importing it registers its operators with torch's dispatcher."""
+    """Load what was compiled, once."""
+    # The cache alone would let a second thread begin while the first is at it, and operators register but once.
+    with _LOADING:
+        return _load_once()
+
+
+@functools.cache
+def _load_once() -> Status:
+    """Load what was compiled. Importing it registers its operators with torch's dispatcher."""
     if importlib.util.find_spec("mhex_core._C") is None:
         return Status("reference", "this installation of mhex-core was built without compiled kernels")
     try:

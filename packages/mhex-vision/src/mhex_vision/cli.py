@@ -154,9 +154,9 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate = commands.add_parser(
         "evaluate",
         help="measure explanations of labelled images, by several methods side by side",
-        description="Explain the true class of every image by every method; another network judges the maps. Writes "
-        "samples.parquet (every value of every image), summary.json and summary.md (means with 95 % bootstrap "
-        "intervals), curves.png and examples.png. What was stopped goes on when repeated.",
+        description="Explain the true class of every image by every method; another network judges the maps.\n"
+        "Writes samples.parquet (every value of every image), summary.json and summary.md (means with\n"
+        "95 % bootstrap intervals), curves.png and examples.png. What was stopped goes on when repeated.",
         epilog=_METHODS_AND_METRICS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -174,7 +174,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate.add_argument("--masks", type=Path, metavar="DIR", help="masks of a folder's images, DIR/CLASS/NAME.png")
     evaluate.add_argument("--limit", type=int, metavar="N", help="a random choice of N images (default: all)")
     evaluate.add_argument(
-        "--methods", default="mhex,gradcam,random,centre-gaussian", metavar="A,B", help="(default: %(default)s)"
+        "--methods", default="mhex,centre-gaussian,random", metavar="A,B", help="(default: %(default)s)"
     )
     evaluate.add_argument(
         "--metrics",

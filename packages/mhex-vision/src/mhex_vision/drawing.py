@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 COLORMAP = "inferno"
 """Monotone in lightness and readable with any kind of colour vision."""
+
+_TITLE_WIDTH = 20  # characters
 
 
 class Row(NamedTuple):
@@ -84,11 +87,25 @@ def figure(rows: Sequence[Row], *, colormap: str = COLORMAP) -> Figure:
             axis.set_axis_off()
         picture = row.image.movedim(0, -1).cpu().numpy()
         line[0].imshow(picture)
-        line[0].set_title(row.title, fontsize=7)
+        line[0].set_title(_wrapped(row.title), fontsize=7)
         over = overlay(row.image.unsqueeze(0), row.overlay.unsqueeze(0), colormap=colormap)[0]
         line[1].imshow(over.movedim(0, -1).numpy())
         line[1].set_title("overlay", fontsize=7)
         for axis, (name, saliency) in zip(line[2:], row.maps, strict=False):
             axis.imshow(saliency.detach().float().cpu().numpy(), cmap=colormap, vmin=0, vmax=1)
-            axis.set_title(name, fontsize=7)
+            axis.set_title(_wrapped(name), fontsize=7)
     return fig
+
+
+def _wrapped(title: str) -> str:
+    """A title in lines no wider than the picture below it, broken at spaces and behind colons and commas."""
+    lines: list[str] = []
+    for given in title.splitlines():
+        line = ""
+        for part in re.findall(r"[^\s:,]+[:,]?\s?|\S", given):
+            if line and len(line) + len(part.rstrip()) > _TITLE_WIDTH:
+                lines.append(line.rstrip())
+                line = ""
+            line += part
+        lines.append(line.rstrip())
+    return "\n".join(lines)

@@ -189,7 +189,7 @@ class Comparison:
         return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def plot(self) -> Figure:
-        """The mean insertion and deletion curves of all methods, and each method's time.
+        """The mean insertion and deletion curves of all methods.
 
         Raises:
             ValueError: Neither curve was measured.
@@ -199,28 +199,27 @@ class Comparison:
         measured = [m for m in map(parse_metric, self.metrics) if m.curve is not None]
         if not measured:
             raise ValueError(f"metrics must hold {' or '.join(CURVES)} to be plotted, got {', '.join(self.metrics)}")
-        figure = Figure(figsize=(5.2 * len(measured), 4.2), layout="constrained")
+        figure = Figure(figsize=(4.6 * len(measured) + 2.6, 3.6), layout="constrained")
         axes = figure.subplots(1, len(measured), squeeze=False)[0]
         styles = ("-", "--", ":", "-.")
         for axis, measure in zip(axes, measured, strict=True):
             for number, method in enumerate(self.methods):
                 curve = self.values(method, f"{measure.name}_curve").mean(axis=0)
-                area = self.values(method, measure.name).mean()
                 axis.plot(
                     np.linspace(0, 1, len(curve)),
                     curve,
                     # Ten colours, then the same with other dashes.
                     color=f"C{number % 10}",
                     linestyle=styles[number // 10 % len(styles)],
-                    label=f"{method} ({area:.3f})",
+                    label=method,
                 )
             axis.set_xlabel(f"share of pixels {'revealed' if measure.curve == 'insertion' else 'removed'}")
             axis.set_ylabel("judge's probability of the class")
-            axis.set_title(
-                f"{measure.title} {'(higher is better)' if measure.score.higher_is_better else '(lower is better)'}"
-            )
+            better = "higher" if measure.score.higher_is_better else "lower"
+            axis.set_title(f"{measure.score.title}, {better} is better", fontsize=10)
             axis.set_ylim(0, 1.02)
-            axis.legend(fontsize=7)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", fontsize=7)
         return figure
 
     def save(self, path: str | Path) -> Path:

@@ -275,7 +275,9 @@ class _Run:
         if path.is_file():
             try:
                 past = json.loads(path.read_text(encoding="utf-8"))
-                differing = sorted(key for key in wanted.keys() | past.keys() if past.get(key) != wanted.get(key))
+                # A note says where the networks lay, which may change; what they are is in their checksums.
+                known = (wanted.keys() | past.keys()) - {"note"}
+                differing = sorted(key for key in known if past.get(key) != wanted.get(key))
             except (ValueError, AttributeError) as error:
                 raise ValueError(f"{path} is damaged or something else; choose another folder") from error
             if differing:
