@@ -71,12 +71,7 @@ class MHEXConfig:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0 <= self.decay <= 1:
             raise ValueError(f"decay must be a number in [0, 1], got {self.decay!r}")
-        names: object = self.class_names
-        if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
-            raise TypeError(f"class_names must be a sequence of texts, got {names!r}")
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        if self.class_names and len(self.class_names) != self.num_classes:
-            raise ValueError(f"class_names must hold {self.num_classes} names, got {len(self.class_names)}")
+        object.__setattr__(self, "class_names", checked_class_names(self.class_names, self.num_classes))
 
     def to_json(self) -> str:
         """The text of config.json."""
@@ -91,15 +86,7 @@ class MHEXConfig:
         Raises:
             ValueError: It is not JSON, not such a configuration, or of a newer format.
         """
-        try:
-            values: Any = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"not JSON ({error})") from error
-        if not isinstance(values, Mapping) or "mhex_vision_format" not in values:
-            raise ValueError("not the configuration of an MHEX classifier (no key 'mhex_vision_format')")
-        version = values["mhex_vision_format"]
-        if version != FORMAT_VERSION:
-            raise ValueError(f"format {version!r} is not {FORMAT_VERSION}, the one this version reads")
+        values = read_settings(text, "mhex_vision_format", FORMAT_VERSION, kind="an MHEX classifier")
         known = {entry.name for entry in fields(cls)}
         missing = sorted({"backbone", "num_classes"} - set(values))
         if missing:
@@ -114,3 +101,34 @@ class MHEXConfig:
             return cls(**chosen)
         except TypeError as error:
             raise ValueError(str(error)) from error
+
+
+def checked_class_names(names: object, num_classes: int) -> tuple[str, ...]:
+    """K names, or none.
+
+    Raises:
+        TypeError: They are no sequence of texts.
+        ValueError: They are neither none nor K.
+    """
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+        raise TypeError(f"class_names must be a sequence of texts, got {names!r}")
+    if names and len(names) != num_classes:
+        raise ValueError(f"class_names must hold {num_classes} names, got {len(names)}")
+    return tuple(names)
+
+
+def read_settings(text: str, key: str, version: int, *, kind: str) -> Mapping[str, Any]:
+    """The values of a config.json, of which `key` says the format.
+
+    Raises:
+        ValueError: It is not JSON, not such a configuration, or of another format.
+    """
+    try:
+        values: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(values, Mapping) or key not in values:
+        raise ValueError(f"not the configuration of {kind} (no key {key!r})")
+    if values[key] != version:
+        raise ValueError(f"format {values[key]!r} is not {version}, the one this version reads")
+    return values

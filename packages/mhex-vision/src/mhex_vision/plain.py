@@ -6,7 +6,6 @@ Letters: B batch, K classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from mhex_core import _checks
 from mhex_vision import backbones, checkpoint
 from mhex_vision.classifier import MHEXClassifier
+from mhex_vision.config import checked_class_names, read_settings
 from mhex_vision.data import Preprocessing
 
 FORMAT_KEY = "mhex_vision_plain_format"
@@ -45,12 +45,7 @@ class PlainConfig:
             raise TypeError(f"backbone must be a name, got {type(self.backbone).__name__}")
         _checks.positive_int("num_classes", self.num_classes)
         _checks.flag("multi_label", self.multi_label)
-        names: object = self.class_names
-        if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
-            raise TypeError(f"class_names must be a sequence of texts, got {names!r}")
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        if self.class_names and len(self.class_names) != self.num_classes:
-            raise ValueError(f"class_names must hold {self.num_classes} names, got {len(self.class_names)}")
+        object.__setattr__(self, "class_names", checked_class_names(self.class_names, self.num_classes))
 
     def to_json(self) -> str:
         """The text of config.json."""
@@ -65,14 +60,7 @@ class PlainConfig:
         Raises:
             ValueError: It is not JSON, not such a configuration, or of a newer format.
         """
-        try:
-            values: Any = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"not JSON ({error})") from error
-        if not isinstance(values, Mapping) or FORMAT_KEY not in values:
-            raise ValueError(f"not the configuration of a plain classifier (no key {FORMAT_KEY!r})")
-        if values[FORMAT_KEY] != FORMAT_VERSION:
-            raise ValueError(f"format {values[FORMAT_KEY]!r} is not {FORMAT_VERSION}, the one this version reads")
+        values = read_settings(text, FORMAT_KEY, FORMAT_VERSION, kind="a plain classifier")
         chosen = {name: value for name, value in values.items() if name != FORMAT_KEY}
         try:
             if chosen.get("preprocessing") is not None:

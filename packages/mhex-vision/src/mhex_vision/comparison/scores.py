@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from mhex_vision.explainers.registry import read_value
 from mhex_vision.metrics import attribution, faithfulness, localization
 from mhex_vision.metrics.judge import Judge
 
@@ -159,15 +160,3 @@ def parse_metric(text: str) -> Measure:
             raise ValueError(f"options of metric {name!r} must be NAME=VALUE with a name among: {listed}; got {part!r}")
         options[key] = read_value(value)
     return Measure(name=text, score=score, options=options)
-
-
-def read_value(text: str) -> int | float | bool | str:
-    """A number, true or false, or the text itself."""
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

@@ -111,7 +111,7 @@ def parse(spec: str) -> Explainer:
             raise ValueError(f"spec must be name:option=value,option=value, got {spec!r}")
         if key in options:
             raise ValueError(f"spec must give each option once, got {key} twice in {spec!r}")
-        options[key] = value if key in TEXT else _value(value)
+        options[key] = value if key in TEXT else read_value(value)
     return explainer(name, **options)
 
 
@@ -122,7 +122,8 @@ def _check_options(name: str, options: dict[str, Any], known: tuple[str, ...]) -
         raise ValueError(f"options of {name} must be among: {listed}; got {', '.join(unknown)}")
 
 
-def _value(text: str) -> Value:
+def read_value(text: str) -> Value:
+    """A number, true or false, or the text itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):
