@@ -8,11 +8,11 @@
 STABLE_TORCH_LIBRARY(mhex, library) {
   library.def(
       "saliency_maps(Tensor[] activations, Tensor[] matrices, Tensor[] sums, Tensor? targets, float tau_pos, "
-      "float tau_neg, bool soft, float exponent, float beta, float[] layer_weights, SymInt height, SymInt width, "
-      "bool normalize) -> Tensor");
+      "float tau_neg, bool soft, float exponent, bool rectify, float beta, float[] layer_weights, SymInt height, "
+      "SymInt width, bool normalize) -> Tensor");
   library.def(
       "signed_maps(Tensor[] activations, Tensor[] matrices, Tensor[] sums, Tensor? targets, float tau_pos, "
-      "float tau_neg, bool soft, float exponent) -> Tensor[]");
+      "float tau_neg, bool soft, float exponent, bool rectify) -> Tensor[]");
   library.def(
       "combine_maps(Tensor[] positive, Tensor[] negative, float beta, float[] layer_weights, SymInt height, "
       "SymInt width, bool normalize) -> Tensor");

@@ -17,10 +17,11 @@ template <typename Device>
 struct Operators {
   static Tensor saliency_maps(std::vector<Tensor> activations, std::vector<Tensor> matrices, std::vector<Tensor> sums,
                               std::optional<Tensor> targets, double tau_pos, double tau_neg, bool soft, double exponent,
-                              double beta, std::vector<double> layer_weights, int64_t height, int64_t width,
+                              bool rectify, double beta, std::vector<double> layer_weights, int64_t height, int64_t width,
                               bool normalize) {
     Tensors tensors = {std::move(activations), std::move(matrices), std::move(sums), std::move(targets)};
     Problem problem = checked(tensors, {tau_pos, tau_neg, exponent, soft}, false);
+    problem.rectify = rectify;
     set_weights(problem, layer_weights, beta);
     Tensor maps = new_maps(tensors.activations[0], problem.float64, {problem.batch, problem.targets, height, width});
     if (!empty(problem)) Device::saliency_maps(problem, output_of(maps, height, width, normalize), maps);
@@ -29,9 +30,10 @@ struct Operators {
 
   static std::vector<Tensor> signed_maps(std::vector<Tensor> activations, std::vector<Tensor> matrices,
                                          std::vector<Tensor> sums, std::optional<Tensor> targets, double tau_pos,
-                                         double tau_neg, bool soft, double exponent) {
+                                         double tau_neg, bool soft, double exponent, bool rectify) {
     Tensors tensors = {std::move(activations), std::move(matrices), std::move(sums), std::move(targets)};
-    const Problem problem = checked(tensors, {tau_pos, tau_neg, exponent, soft}, false);
+    Problem problem = checked(tensors, {tau_pos, tau_neg, exponent, soft}, false);
+    problem.rectify = rectify;
     std::vector<Tensor> result;
     SignedMaps maps = {};
     for (int sign = 0; sign < 2; ++sign) {

@@ -59,6 +59,7 @@ struct Problem {
   double beta;
   int32_t layers;
   bool float64;  // accumulation type: double, else float
+  bool rectify;  // whether ReLU(A_l) takes the place of A_l
   Layer layer[kMaxLayers];
 };
 

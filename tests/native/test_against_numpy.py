@@ -13,6 +13,11 @@ RULES = [
     {"sharpness": "soft", "exponent": 0.5},
     {"sharpness": "soft", "exponent": 2.0},
 ]
+MAP_RULES = [
+    *({**rule, "rectify": False} for rule in RULES),
+    {"tau_pos": 0.0, "tau_neg": 0.0, "rectify": True},
+    {"sharpness": "soft", "exponent": 2.0, "rectify": True},
+]
 
 
 def hat(cells, size):
@@ -29,10 +34,11 @@ def parts(matrix, *, tau_pos=0.0, tau_neg=0.1, sharpness="hard", exponent=1.0):
     return up * (sharp[0] >= tau_pos), -down * (sharp[1] >= tau_neg)
 
 
-def sums(activations, matrices, targets, **rule):
-    """Per layer (P A, N A), each (B, n, positions)."""
+def sums(activations, matrices, targets, *, rectify=False, **rule):
+    """Per layer (P A, N A), each (B, n, positions); rectified, with max(A, 0)."""
     for activation, matrix in zip(activations, matrices, strict=True):
         flat = activation.double().flatten(2).numpy()
+        flat = np.maximum(flat, 0) if rectify else flat
         yield tuple(part[targets] @ flat for part in parts(matrix.double().numpy(), **rule))
 
 
@@ -58,7 +64,7 @@ def close(ours, expected, relative):
 
 
 @pytest.mark.parametrize("size", [(1, 9), (3, 2), (33, 70), (48, 15)], ids=str)
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", MAP_RULES, ids=str)
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-5)])
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -72,7 +78,7 @@ def test_maps_are_products_of_matrices(make, channels_last, dtype, relative, bet
     close(saliency_maps(activations, matrices, targets, **settings), stretched(expected), 2 * relative)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", MAP_RULES, ids=str)
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float16, 1e-5)])
 def test_both_halves_are_products_of_matrices(make, dtype, relative, rule):
     activations, matrices = make(LAYERS, batch=2, classes=6, dtype=dtype)

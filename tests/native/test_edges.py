@@ -104,7 +104,15 @@ def test_a_target_out_of_range_is_named(make, backend, target):
 def test_the_raw_operator_refuses_a_target_out_of_range():
     with pytest.raises(RuntimeError, match="targets"):
         torch.ops.mhex.signed_maps(
-            [torch.zeros(1, 2, 3, 3)], [torch.zeros(4, 2)], [torch.zeros(2, 2)], torch.tensor([[4]]), 0, 0, False, 1
+            [torch.zeros(1, 2, 3, 3)],
+            [torch.zeros(4, 2)],
+            [torch.zeros(2, 2)],
+            torch.tensor([[4]]),
+            0,
+            0,
+            False,
+            1,
+            False,
         )
 
 

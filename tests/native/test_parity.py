@@ -17,6 +17,8 @@ SETTINGS = {
     "soft, exponent": {"sharpness": "soft", "exponent": 0.5},
     "layer weights": {"layer_weights": [0.0, -1.0, 2.0, 0.5], "beta": 0.2},
     "not normalised": {"normalize": False, "beta": 0.7},
+    "rectified": {"rectify": True, "beta": 0.4},
+    "rectified, few channels": {"rectify": True, "tau_pos": 0.9},
 }
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 every_layout = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
@@ -42,9 +44,10 @@ def test_maps_are_those_of_the_reference(make, exact, dtype, channels_last, targ
 
 @every_dtype
 @every_layout
-def test_both_halves_are_those_of_the_reference(make, exact, dtype, channels_last):
+@pytest.mark.parametrize("rectify", [False, True])
+def test_both_halves_are_those_of_the_reference(make, exact, dtype, channels_last, rectify):
     activations, matrices = make(dtype=dtype, channels_last=channels_last)
-    options = SaliencyOptions(beta=0.5)
+    options = SaliencyOptions(beta=0.5, rectify=rectify)
     ours = signed_maps(activations, matrices, "all", options=options, backend="native")
     expected = exact(signed_maps, activations, matrices, "all", options=options)
     for part, exact_part in zip(ours, expected, strict=True):
@@ -178,12 +181,14 @@ def test_every_map_reaches_from_0_to_1(make, magnitude):
     assert (ours.amin(dim=(-2, -1)) == 0).all()
 
 
+@pytest.mark.parametrize("rectify", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_spoils_its_own_map_alone(make, value):
+def test_what_is_not_finite_spoils_its_own_map_alone(make, value, rectify):
     activations, matrices = make()
-    clean = saliency_maps(activations, matrices, "all", size=9, beta=1.0, tau_pos=0.0, tau_neg=0.0, backend="native")
+    settings = {"size": 9, "beta": 1.0, "tau_pos": 0.0, "tau_neg": 0.0, "rectify": rectify, "backend": "native"}
+    clean = saliency_maps(activations, matrices, "all", **settings)
     activations[1][2, 3, 0, 0] = value
-    ours = saliency_maps(activations, matrices, "all", size=9, beta=1.0, tau_pos=0.0, tau_neg=0.0, backend="native")
+    ours = saliency_maps(activations, matrices, "all", **settings)
     assert ours[2].isnan().all()
     assert torch.equal(ours[:2], clean[:2])
 

@@ -197,16 +197,17 @@ def test_it_compiles_as_one_graph(small, dynamic, with_gradient):
 
 
 @pytest.mark.parametrize("targets", [torch.tensor([[0, 2], [1, 1]]), None], ids=["several", "all"])
-def test_torch_finds_nothing_wrong_with_the_operators(small, targets):
+@pytest.mark.parametrize("rectify", [False, True])
+def test_torch_finds_nothing_wrong_with_the_operators(small, targets, rectify):
     activations, matrices, _ = small
     wide, sums = prepare(matrices)
     rule = (0.3, 0.1, False, 1.0)
     layers = (list(activations), list(wide), list(sums), targets)
     tokens = ([layer.flatten(2).transpose(1, 2)[:, :5] for layer in activations], list(wide), list(sums), targets)
-    maps = torch.ops.mhex.signed_maps(*layers, *rule)
+    maps = torch.ops.mhex.signed_maps(*layers, *rule, rectify)
     for operator, arguments in (
-        (torch.ops.mhex.saliency_maps.default, (*layers, *rule, 0.5, [0.9, 1.0], 6, 7, True)),
-        (torch.ops.mhex.signed_maps.default, (*layers, *rule)),
+        (torch.ops.mhex.saliency_maps.default, (*layers, *rule, rectify, 0.5, [0.9, 1.0], 6, 7, True)),
+        (torch.ops.mhex.signed_maps.default, (*layers, *rule, rectify)),
         (torch.ops.mhex.combine_maps.default, (maps[:2], maps[2:], 0.5, [0.9, 1.0], 6, 7, True)),
         (torch.ops.mhex.token_saliency.default, (*tokens, None, *rule, 0.5, [0.9, 1.0])),
     ):

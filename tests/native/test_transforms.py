@@ -63,6 +63,15 @@ def test_second_derivatives(call):
     both(lambda backend: torch.autograd.functional.hessian(lambda layer: loss(call, backend, layer), small))
 
 
+@pytest.mark.parametrize("rectify", [False, True])
+def test_what_is_rectified_has_gradients_where_it_is_positive(rectify):
+    def run(backend):
+        return grad(lambda layer: maps(layer, rectify=rectify, normalize=False, backend=backend).square().sum())(LAYER)
+
+    both(run)
+    assert bool((run("native")[LAYER < 0] == 0).all()) == rectify
+
+
 def test_gradients_of_a_module_and_its_optimiser_step():
     weight = torch.nn.Parameter(MATRIX.clone())
     optimiser = torch.optim.SGD([weight], lr=0.1)

@@ -44,18 +44,20 @@ struct Extent {
 
 template <typename Acc>
 struct Leaves {
+  // Of each function that reads A there are two: the second reads ReLU(A) in its place.
+
   // out[i] = sum_j weights[j] * A[channels[j] * stride + i]. Channels that are not listed are not read; `count` is a
   // multiple of kTogether.
-  void (*planes)(const void* base, DType dtype, int64_t stride, const int32_t* channels, const Acc* weights, int32_t count,
-                 Acc* out, int64_t positions);
+  void (*planes[2])(const void* base, DType dtype, int64_t stride, const int32_t* channels, const Acc* weights,
+                    int32_t count, Acc* out, int64_t positions);
 
   // positive[p] = sum_k weights_positive[k] * A[p * stride + k], the same for negative unless it is null.
-  void (*dots)(const void* base, DType dtype, int64_t stride, const Acc* weights_positive, const Acc* weights_negative,
-               int32_t channels, Acc* positive, Acc* negative, int64_t positions);
+  void (*dots[2])(const void* base, DType dtype, int64_t stride, const Acc* weights_positive, const Acc* weights_negative,
+                  int32_t channels, Acc* positive, Acc* negative, int64_t positions);
 
   // The same sum over the listed channels alone, for lists so short that most of A is better not touched.
-  void (*picks)(const void* base, DType dtype, int64_t stride, const int32_t* channels, const Acc* weights, int32_t count,
-                Acc* out, int64_t positions);
+  void (*picks[2])(const void* base, DType dtype, int64_t stride, const int32_t* channels, const Acc* weights, int32_t count,
+                   Acc* out, int64_t positions);
 
   // total[p] = (first ? 0 : total[p]) + weight * (positive[p] + beta * negative[p]); negative may be null.
   Extent<Acc> (*merge)(Acc* total, const Acc* positive, const Acc* negative, Acc weight, Acc beta, bool first,

@@ -95,6 +95,16 @@ static inline Vector<float, Bytes> load(const Float16* from) {
   return value;
 }
 
+// A value of A_l, or a vector of them, as saliency reads it: as it is or, rectified, cut off at zero. NaN stays NaN.
+template <bool Rectify, typename Value>
+static inline Value seen(Value value) {
+  if constexpr (Rectify) {
+    return value < Value{} ? Value{} : value;
+  } else {
+    return value;
+  }
+}
+
 // ------------------------------------------------------------------------------------------------------------ reductions
 
 // Lane i gets lane i + Distance, around the end.
@@ -174,13 +184,13 @@ static inline Vector<Acc> sums_of(Vector<Acc>* vectors) {
 // ----------------------------------------------------------------------------------------------------- planes (channels)
 
 // `Group` channels at once: out is read and written once for all of them, and each is a stream of its own.
-template <typename T, typename Acc, int Group, int Bytes>
+template <bool Rectify, typename T, typename Acc, int Group, int Bytes>
 static inline void add_vectors(const T* const* plane, const Acc* weight, bool first, Acc* out, int64_t positions) {
   constexpr int64_t lanes = Wide<Acc, Bytes>::lanes;
   const auto sum_at = [&](int64_t i) {
-    Vector<Acc, Bytes> sum = load<Bytes>(plane[0] + i) * weight[0];
+    Vector<Acc, Bytes> sum = seen<Rectify>(load<Bytes>(plane[0] + i)) * weight[0];
 #pragma GCC unroll 8
-    for (int j = 1; j < Group; ++j) sum += load<Bytes>(plane[j] + i) * weight[j];
+    for (int j = 1; j < Group; ++j) sum += seen<Rectify>(load<Bytes>(plane[j] + i)) * weight[j];
     return sum;
   };
   // The last vector overlaps the one before it, so its old values are taken before anything is written.
@@ -195,7 +205,7 @@ static inline void add_vectors(const T* const* plane, const Acc* weight, bool fi
   store<Acc, Bytes>(out + end, sum_at(end) + last);
 }
 
-template <typename T, typename Acc, int Group>
+template <bool Rectify, typename T, typename Acc, int Group>
 static inline void add_planes(const T* base, int64_t stride, const int32_t* channels, const Acc* weights, bool first,
                               Acc* out, int64_t positions) {
   const T* plane[Group];
@@ -205,24 +215,28 @@ static inline void add_planes(const T* base, int64_t stride, const int32_t* chan
     weight[j] = weights[j];
   }
   if (positions >= Wide<Acc>::lanes) {
-    add_vectors<T, Acc, Group, MHEX_VECTOR_BYTES>(plane, weight, first, out, positions);
+    add_vectors<Rectify, T, Acc, Group, MHEX_VECTOR_BYTES>(plane, weight, first, out, positions);
   } else if (positions >= Wide<Acc, kNarrow>::lanes) {
-    add_vectors<T, Acc, Group, kNarrow>(plane, weight, first, out, positions);
+    add_vectors<Rectify, T, Acc, Group, kNarrow>(plane, weight, first, out, positions);
   } else {
     for (int64_t i = 0; i < positions; ++i) {
-      Acc sum = widen(plane[0][i]) * weight[0];
-      for (int j = 1; j < Group; ++j) sum += widen(plane[j][i]) * weight[j];
+      Acc sum = seen<Rectify>(widen(plane[0][i])) * weight[0];
+      for (int j = 1; j < Group; ++j) sum += seen<Rectify>(widen(plane[j][i])) * weight[j];
       out[i] = first ? sum : out[i] + sum;
     }
   }
 }
 
-template <typename T, typename Acc>
+template <bool Rectify, typename T, typename Acc>
 static void planes_of(const T* base, int64_t stride, const int32_t* channels, const Acc* weights, int32_t count, Acc* out,
                       int64_t positions) {
   int32_t j = 0;
-  for (; j + 8 <= count; j += 8) add_planes<T, Acc, 8>(base, stride, channels + j, weights + j, j == 0, out, positions);
-  if (j < count) add_planes<T, Acc, kTogether>(base, stride, channels + j, weights + j, j == 0, out, positions);
+  for (; j + 8 <= count; j += 8) {
+    add_planes<Rectify, T, Acc, 8>(base, stride, channels + j, weights + j, j == 0, out, positions);
+  }
+  if (j < count) {
+    add_planes<Rectify, T, Acc, kTogether>(base, stride, channels + j, weights + j, j == 0, out, positions);
+  }
   if (count == 0) {
     for (int64_t i = 0; i < positions; ++i) out[i] = 0;
   }
@@ -232,38 +246,38 @@ static void planes_of(const T* base, int64_t stride, const int32_t* channels, co
 
 // The sum over whole vectors of channels, before its lanes are added up. Two chains, since one alone waits for each
 // addition.
-template <typename T, typename Acc>
+template <bool Rectify, typename T, typename Acc>
 static inline Vector<Acc> dot_lanes(const T* values, const Acc* weights, int32_t whole) {
   constexpr int32_t lanes = Wide<Acc>::lanes;
   Vector<Acc> sums[2] = {};
   int32_t k = 0;
   for (; k + 2 * lanes <= whole; k += 2 * lanes) {
-    sums[0] += load(values + k) * load(weights + k);
-    sums[1] += load(values + k + lanes) * load(weights + k + lanes);
+    sums[0] += seen<Rectify>(load(values + k)) * load(weights + k);
+    sums[1] += seen<Rectify>(load(values + k + lanes)) * load(weights + k + lanes);
   }
-  if (k < whole) sums[0] += load(values + k) * load(weights + k);
+  if (k < whole) sums[0] += seen<Rectify>(load(values + k)) * load(weights + k);
   return sums[0] + sums[1];
 }
 
 // The channels behind the last whole vector. Never inlined: in each place a compiler might fuse other multiplications and
 // additions, and round otherwise.
-template <typename T, typename Acc>
+template <bool Rectify, typename T, typename Acc>
 __attribute__((noinline)) static Acc add_rest(const T* values, const Acc* weights, int32_t begin, int32_t end, Acc total) {
-  for (int32_t k = begin; k < end; ++k) total += widen(values[k]) * weights[k];
+  for (int32_t k = begin; k < end; ++k) total += seen<Rectify>(widen(values[k])) * weights[k];
   return total;
 }
 
 // One position. The same additions in the same order as in dots_block: in a constant image every position must come out
 // alike, to the bit.
-template <typename T, typename Acc>
+template <bool Rectify, typename T, typename Acc>
 static inline void dot_one(const T* row, const Acc* weights, int32_t channels, Acc* out) {
   const int32_t whole = channels / Wide<Acc>::lanes * Wide<Acc>::lanes;
-  const Acc total = sum_lanes<Acc>(dot_lanes(row, weights, whole));
-  *out = whole < channels ? add_rest(row, weights, whole, channels, total) : total;
+  const Acc total = sum_lanes<Acc>(dot_lanes<Rectify>(row, weights, whole));
+  *out = whole < channels ? add_rest<Rectify>(row, weights, whole, channels, total) : total;
 }
 
 // As many sums at once as a vector has lanes: that many positions, or half as many for both signs.
-template <typename T, typename Acc, bool Both>
+template <bool Rectify, typename T, typename Acc, bool Both>
 static inline void dots_block(const T* base, int64_t stride, const Acc* weights_positive, const Acc* weights_negative,
                               int32_t channels, Acc* positive, Acc* negative) {
   constexpr int64_t lanes = Wide<Acc>::lanes;
@@ -273,38 +287,39 @@ static inline void dots_block(const T* base, int64_t stride, const Acc* weights_
   // Row by row, as memory lies: sixteen streams at once would be more than is fetched ahead.
 #pragma GCC unroll 16
   for (int row = 0; row < rows; ++row) {
-    sums[row] = dot_lanes(base + row * stride, weights_positive, whole);
-    if constexpr (Both) sums[rows + row] = dot_lanes(base + row * stride, weights_negative, whole);
+    sums[row] = dot_lanes<Rectify>(base + row * stride, weights_positive, whole);
+    if constexpr (Both) sums[rows + row] = dot_lanes<Rectify>(base + row * stride, weights_negative, whole);
   }
   Acc totals[lanes];
   store<Acc>(totals, sums_of<Acc>(sums));
   if (whole < channels) {
     for (int row = 0; row < rows; ++row) {
       const T* values = base + row * stride;
-      totals[row] = add_rest(values, weights_positive, whole, channels, totals[row]);
-      if constexpr (Both) totals[rows + row] = add_rest(values, weights_negative, whole, channels, totals[rows + row]);
+      totals[row] = add_rest<Rectify>(values, weights_positive, whole, channels, totals[row]);
+      if constexpr (Both)
+        totals[rows + row] = add_rest<Rectify>(values, weights_negative, whole, channels, totals[rows + row]);
     }
   }
   __builtin_memcpy(positive, totals, rows * sizeof(Acc));
   if constexpr (Both) __builtin_memcpy(negative, totals + rows, rows * sizeof(Acc));
 }
 
-template <typename T, typename Acc, bool Both>
+template <bool Rectify, typename T, typename Acc, bool Both>
 static void dots_of(const T* base, int64_t stride, const Acc* weights_positive, const Acc* weights_negative,
                     int32_t channels, Acc* positive, Acc* negative, int64_t positions) {
   constexpr int64_t rows = Both ? Wide<Acc>::lanes / 2 : Wide<Acc>::lanes;
   int64_t p = 0;
   for (; p + rows <= positions; p += rows) {
-    dots_block<T, Acc, Both>(base + p * stride, stride, weights_positive, weights_negative, channels, positive + p,
-                             Both ? negative + p : nullptr);
+    dots_block<Rectify, T, Acc, Both>(base + p * stride, stride, weights_positive, weights_negative, channels, positive + p,
+                                      Both ? negative + p : nullptr);
   }
   for (; p < positions; ++p) {
-    dot_one(base + p * stride, weights_positive, channels, positive + p);
-    if constexpr (Both) dot_one(base + p * stride, weights_negative, channels, negative + p);
+    dot_one<Rectify>(base + p * stride, weights_positive, channels, positive + p);
+    if constexpr (Both) dot_one<Rectify>(base + p * stride, weights_negative, channels, negative + p);
   }
 }
 
-template <typename T, typename Acc>
+template <bool Rectify, typename T, typename Acc>
 static void picks_of(const T* base, int64_t stride, const int32_t* channels, const Acc* weights, int32_t count, Acc* out,
                      int64_t positions) {
   for (int64_t p = 0; p < positions; ++p) {
@@ -312,9 +327,9 @@ static void picks_of(const T* base, int64_t stride, const int32_t* channels, con
     Acc sums[4] = {};  // four chains: one alone waits for each addition
     int32_t j = 0;
     for (; j + 4 <= count; j += 4) {
-      for (int i = 0; i < 4; ++i) sums[i] += widen(row[channels[j + i]]) * weights[j + i];
+      for (int i = 0; i < 4; ++i) sums[i] += seen<Rectify>(widen(row[channels[j + i]])) * weights[j + i];
     }
-    for (; j < count; ++j) sums[0] += widen(row[channels[j]]) * weights[j];
+    for (; j < count; ++j) sums[0] += seen<Rectify>(widen(row[channels[j]])) * weights[j];
     out[p] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
 }
@@ -433,80 +448,100 @@ static void scale(Acc* values, int64_t count, Acc low, Acc factor) {
 
 // ------------------------------------------------------------------------------------------------- by the dtype of A_l
 
+template <bool Rectify>
 static void planes_single(const void* base, DType dtype, int64_t stride, const int32_t* channels, const float* weights,
                           int32_t count, float* out, int64_t positions) {
   switch (dtype) {
     case DType::float32:
-      return planes_of(static_cast<const float*>(base), stride, channels, weights, count, out, positions);
+      return planes_of<Rectify>(static_cast<const float*>(base), stride, channels, weights, count, out, positions);
     case DType::float16:
-      return planes_of(static_cast<const Float16*>(base), stride, channels, weights, count, out, positions);
+      return planes_of<Rectify>(static_cast<const Float16*>(base), stride, channels, weights, count, out, positions);
     case DType::bfloat16:
-      return planes_of(static_cast<const BFloat16*>(base), stride, channels, weights, count, out, positions);
+      return planes_of<Rectify>(static_cast<const BFloat16*>(base), stride, channels, weights, count, out, positions);
     case DType::float64:
       return;
   }
 }
 
+template <bool Rectify>
 static void planes_twice(const void* base, DType, int64_t stride, const int32_t* channels, const double* weights,
                          int32_t count, double* out, int64_t positions) {
-  planes_of(static_cast<const double*>(base), stride, channels, weights, count, out, positions);
+  planes_of<Rectify>(static_cast<const double*>(base), stride, channels, weights, count, out, positions);
 }
 
-template <typename T, typename Acc>
+template <bool Rectify, typename T, typename Acc>
 static void dots_by_sign(const void* base, int64_t stride, const Acc* weights_positive, const Acc* weights_negative,
                          int32_t channels, Acc* positive, Acc* negative, int64_t positions) {
   const T* typed = static_cast<const T*>(base);
   if (negative == nullptr) {
-    dots_of<T, Acc, false>(typed, stride, weights_positive, nullptr, channels, positive, nullptr, positions);
+    dots_of<Rectify, T, Acc, false>(typed, stride, weights_positive, nullptr, channels, positive, nullptr, positions);
   } else {
-    dots_of<T, Acc, true>(typed, stride, weights_positive, weights_negative, channels, positive, negative, positions);
+    dots_of<Rectify, T, Acc, true>(typed, stride, weights_positive, weights_negative, channels, positive, negative,
+                                   positions);
   }
 }
 
+template <bool Rectify>
 static void dots_single(const void* base, DType dtype, int64_t stride, const float* weights_positive,
                         const float* weights_negative, int32_t channels, float* positive, float* negative,
                         int64_t positions) {
   switch (dtype) {
     case DType::float32:
-      return dots_by_sign<float>(base, stride, weights_positive, weights_negative, channels, positive, negative, positions);
+      return dots_by_sign<Rectify, float>(base, stride, weights_positive, weights_negative, channels, positive, negative,
+                                          positions);
     case DType::float16:
-      return dots_by_sign<Float16>(base, stride, weights_positive, weights_negative, channels, positive, negative,
-                                   positions);
+      return dots_by_sign<Rectify, Float16>(base, stride, weights_positive, weights_negative, channels, positive, negative,
+                                            positions);
     case DType::bfloat16:
-      return dots_by_sign<BFloat16>(base, stride, weights_positive, weights_negative, channels, positive, negative,
-                                    positions);
+      return dots_by_sign<Rectify, BFloat16>(base, stride, weights_positive, weights_negative, channels, positive, negative,
+                                             positions);
     case DType::float64:
       return;
   }
 }
 
+template <bool Rectify>
 static void dots_twice(const void* base, DType, int64_t stride, const double* weights_positive,
                        const double* weights_negative, int32_t channels, double* positive, double* negative,
                        int64_t positions) {
-  dots_by_sign<double>(base, stride, weights_positive, weights_negative, channels, positive, negative, positions);
+  dots_by_sign<Rectify, double>(base, stride, weights_positive, weights_negative, channels, positive, negative, positions);
 }
 
+template <bool Rectify>
 static void picks_single(const void* base, DType dtype, int64_t stride, const int32_t* channels, const float* weights,
                          int32_t count, float* out, int64_t positions) {
   switch (dtype) {
     case DType::float32:
-      return picks_of(static_cast<const float*>(base), stride, channels, weights, count, out, positions);
+      return picks_of<Rectify>(static_cast<const float*>(base), stride, channels, weights, count, out, positions);
     case DType::float16:
-      return picks_of(static_cast<const Float16*>(base), stride, channels, weights, count, out, positions);
+      return picks_of<Rectify>(static_cast<const Float16*>(base), stride, channels, weights, count, out, positions);
     case DType::bfloat16:
-      return picks_of(static_cast<const BFloat16*>(base), stride, channels, weights, count, out, positions);
+      return picks_of<Rectify>(static_cast<const BFloat16*>(base), stride, channels, weights, count, out, positions);
     case DType::float64:
       return;
   }
 }
 
+template <bool Rectify>
 static void picks_twice(const void* base, DType, int64_t stride, const int32_t* channels, const double* weights,
                         int32_t count, double* out, int64_t positions) {
-  picks_of(static_cast<const double*>(base), stride, channels, weights, count, out, positions);
+  picks_of<Rectify>(static_cast<const double*>(base), stride, channels, weights, count, out, positions);
 }
 
 static const InstructionSet set = {
     MHEX_SET_NAME,
-    {planes_single, dots_single, picks_single, merge<float>, stretch<float>, blend<float>, scale<float>},
-    {planes_twice, dots_twice, picks_twice, merge<double>, stretch<double>, blend<double>, scale<double>},
+    {{planes_single<false>, planes_single<true>},
+     {dots_single<false>, dots_single<true>},
+     {picks_single<false>, picks_single<true>},
+     merge<float>,
+     stretch<float>,
+     blend<float>,
+     scale<float>},
+    {{planes_twice<false>, planes_twice<true>},
+     {dots_twice<false>, dots_twice<true>},
+     {picks_twice<false>, picks_twice<true>},
+     merge<double>,
+     stretch<double>,
+     blend<double>,
+     scale<double>},
 };

@@ -51,10 +51,11 @@ class LayerMaps {
  private:
   void along_planes(const Layer& layer, const char* data, const Reads<Acc>& reads, Acc* plus, Acc* minus, int64_t count) {
     const auto& leaf = leaves<Acc>();
-    leaf.planes(data, layer.dtype, layer.stride_c, reads.channels, reads.weights, reads.positive, plus, count);
+    leaf.planes[problem_.rectify](data, layer.dtype, layer.stride_c, reads.channels, reads.weights, reads.positive, plus,
+                                  count);
     if (minus != nullptr) {
-      leaf.planes(data, layer.dtype, layer.stride_c, reads.channels + reads.positive, reads.weights + reads.positive,
-                  reads.all - reads.positive, minus, count);
+      leaf.planes[problem_.rectify](data, layer.dtype, layer.stride_c, reads.channels + reads.positive,
+                                    reads.weights + reads.positive, reads.all - reads.positive, minus, count);
     }
   }
 
@@ -64,10 +65,11 @@ class LayerMaps {
     // whole layer decides, so that all of its positions are summed in one order.
     const int64_t positions = positions_of(layer);
     if (positions * reads.all < reads.all + (positions + 2) * layer.channels / 12) {
-      leaf.picks(data, layer.dtype, layer.stride_p, reads.channels, reads.weights, reads.positive, plus, count);
+      leaf.picks[problem_.rectify](data, layer.dtype, layer.stride_p, reads.channels, reads.weights, reads.positive, plus,
+                                   count);
       if (minus != nullptr) {
-        leaf.picks(data, layer.dtype, layer.stride_p, reads.channels + reads.positive, reads.weights + reads.positive,
-                   reads.all - reads.positive, minus, count);
+        leaf.picks[problem_.rectify](data, layer.dtype, layer.stride_p, reads.channels + reads.positive,
+                                     reads.weights + reads.positive, reads.all - reads.positive, minus, count);
       }
       return;
     }
@@ -75,8 +77,8 @@ class LayerMaps {
     for (int32_t j = 0; j < reads.all; ++j) {
       dense_[reads.channels[j] + (j < reads.positive ? 0 : layer.channels)] += reads.weights[j];
     }
-    leaf.dots(data, layer.dtype, layer.stride_p, dense_.data(), dense_.data() + layer.channels, layer.channels, plus, minus,
-              count);
+    leaf.dots[problem_.rectify](data, layer.dtype, layer.stride_p, dense_.data(), dense_.data() + layer.channels,
+                                layer.channels, plus, minus, count);
   }
 
   const Problem& problem_;

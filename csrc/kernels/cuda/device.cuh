@@ -122,6 +122,14 @@ __device__ inline Quad<Acc, V> widen(const Packet<T, V>& packet, int part) {
   }
 }
 
+// The same, with what is below `lowest` brought up to it; NaN stays NaN.
+template <typename Acc, int V>
+__device__ inline Quad<Acc, V> not_below(Quad<Acc, V> quad, Acc lowest) {
+#pragma unroll
+  for (int i = 0; i < Quad<Acc, V>::size; ++i) quad.value[i] = quad.value[i] < lowest ? lowest : quad.value[i];
+  return quad;
+}
+
 // --------------------------------------------------------------------------------------------------------- arithmetic
 
 __device__ inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
@@ -141,6 +149,11 @@ __device__ inline Acc power(Acc base, Acc exponent) {
 template <typename Acc>
 __device__ inline Acc quiet_nan() {
   return static_cast<Acc>(__uint_as_float(0x7fc00000u));
+}
+
+template <typename Acc>
+__device__ inline Acc minus_infinity() {
+  return static_cast<Acc>(__uint_as_float(0xff800000u));
 }
 
 // ------------------------------------------------------------------------------------------------------------- meeting

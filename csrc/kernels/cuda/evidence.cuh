@@ -25,8 +25,15 @@ struct Reading {
   int32_t units;  // of the tile; a unit is a packet by row, a channel by plane
   int32_t count;  // of them that carry a weight
   bool add;       // whether earlier channels have been there
+  bool rectify;   // whether ReLU(A_l) takes the place of A_l
 };
 static_assert(kAtTask + sizeof(Reading) <= kControlBytes, "the plan leaves too little room");
+
+// What no value of A_l counts for less than.
+template <typename Acc>
+__device__ __forceinline__ Acc lowest_of(const Reading& reading) {
+  return reading.rectify ? Acc(0) : minus_infinity<Acc>();
+}
 
 __device__ __forceinline__ Reading& reading_in(unsigned char* shared) {
   return *reinterpret_cast<Reading*>(shared + kAtTask);
@@ -160,6 +167,7 @@ __device__ __noinline__ void sum_rows() {
   const Acc* weights = reinterpret_cast<const Acc*>(shared + kControlBytes);
   const int32_t* list = reinterpret_cast<const int32_t*>(shared + reading.at_list);
   const int32_t count = reading.count, units = reading.units, end = reading.end;
+  const Acc lowest = lowest_of<Acc>(reading);
   int lanes = 32;
   while (lanes > 4 && (count + lanes - 1) / lanes * lanes * 4 > count * 5) lanes /= 2;
   const int lane = threadIdx.x % 32, inside = lane % lanes, beside = lane / lanes, across = 32 / lanes;
@@ -183,7 +191,7 @@ __device__ __noinline__ void sum_rows() {
       for (int part = 0; part < quads; ++part) {
         Quad<Acc, V> value[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) value[i] = widen<Acc>(packet[i], part);
+        for (int i = 0; i < 4; ++i) value[i] = not_below<Acc, V>(widen<Acc>(packet[i], part), lowest);
 #pragma unroll
         for (int row = 0; row < R; ++row) {
           const Acc* at = weights + ((row * quads + part) * units + unit) * quad;
@@ -223,6 +231,7 @@ __device__ __noinline__ void sum_planes() {
   const int32_t* list = reinterpret_cast<const int32_t*>(shared + reading.at_list);
   Acc* partial = reinterpret_cast<Acc*>(shared + reading.at_partial);
   const int32_t count = reading.count, begin = reading.begin, end = reading.end, columns = (end - begin + V - 1) / V;
+  const Acc lowest = lowest_of<Acc>(reading);
   // As many columns at once as leave the fewest threads idle; of two such numbers the larger, which adds up less.
   int32_t width = kThreads, waste = (columns + width - 1) / width * width;
   for (int32_t other = kThreads / 2; other >= 8; other /= 2) {
@@ -256,7 +265,7 @@ __device__ __noinline__ void sum_planes() {
         for (int row = 0; row < R; ++row) weight[row] = weights[channel[i] * R + row];
 #pragma unroll
         for (int part = 0; part < V / quad; ++part) {
-          const Quad<Acc, V> value = widen<Acc>(packet[i], part);
+          const Quad<Acc, V> value = not_below<Acc, V>(widen<Acc>(packet[i], part), lowest);
 #pragma unroll
           for (int row = 0; row < R; ++row) {
 #pragma unroll
@@ -324,6 +333,7 @@ __device__ __forceinline__ void sum_piece(const Plan& plan, const LayerPlan& lay
       reading.at_list = plan.at_list;
       reading.at_partial = plan.at_partial;
       reading.add = channel > 0;
+      reading.rectify = plan.rectify;
     }
     make_weights<Acc, R>(plan, layer, channel, size, shared);
     __syncthreads();

@@ -72,6 +72,7 @@ class Planner {
     plan_.height = job_.output.height;
     plan_.width = job_.output.width;
     plan_.normalize = job_.output.normalize;
+    plan_.rectify = problem_.rectify;
     plan_.saliency = job_.task == Task::tokens ? job_.scores : job_.output.saliency;
     plan_.mask = job_.mask;
     launch_.batch = problem_.batch;

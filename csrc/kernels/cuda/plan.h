@@ -92,6 +92,7 @@ struct Plan {
   int32_t height;
   int32_t width;
   bool normalize;
+  bool rectify;
   int32_t tile;       // channels whose weights are held at once
   int32_t band_rows;  // the most rows of the map that one block draws
   // Byte offsets in shared memory. First what turns activations into layers' maps, then what turns those into a map.

@@ -60,6 +60,7 @@ class Problem(ctypes.Structure):
         ("beta", ctypes.c_double),
         ("layers", ctypes.c_int32),
         ("float64", ctypes.c_bool),
+        ("rectify", ctypes.c_bool),
         ("layer", Layer * MAX_LAYERS),
     ]
 
@@ -109,6 +110,7 @@ class Case:
             beta=options.beta,
             layers=len(self.activations),
             float64=self.wide == torch.float64,
+            rectify=options.rectify,
         )
         for index, (activation, matrix, sums) in enumerate(
             zip(self.activations, self.matrices, self.sums, strict=True)
@@ -262,6 +264,16 @@ def test_maps_equal_the_oracle_in_every_dtype_and_layout(kernels, dtype, channel
 
 
 @every_layout
+@every_dtype
+def test_rectified_maps_equal_the_oracle(kernels, dtype, channels_last):
+    case = random_case(dtype=dtype, channels_last=channels_last, beta=0.5, normalize=False, rectify=True)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    assert_equal(kernels.saliency(case, (30, 44)), case.expected((30, 44)), tolerance)
+    case.activations[0][0, 0] = torch.nan
+    assert kernels.saliency(case, (5, 4)).isnan().flatten(1).any(dim=1).tolist() == [True, False]
+
+
+@every_layout
 @pytest.mark.parametrize("targets", [1, 3, 9, None], ids=["n=1", "n=3", "n=9", "all"])
 @pytest.mark.parametrize(
     "settings",
@@ -271,6 +283,7 @@ def test_maps_equal_the_oracle_in_every_dtype_and_layout(kernels, dtype, channel
         {"beta": 0.5, "sharpness": "soft", "exponent": 0.5},
         {"sharpness": "soft", "exponent": 2.0, "normalize": False},
         {"beta": 1.0, "layer_weights": [0.5, 0.0, -2.0, 1.0], "tau_neg": 0.3},
+        {"beta": 0.5, "rectify": True},
     ],
     ids=str,
 )

@@ -42,6 +42,7 @@ def saliency_maps(
         *_prepared(matrices, activations),
         targets,
         *_rule(options, matrices),
+        options.rectify,
         options.beta,
         list(options.weights_of(len(activations))),
         *size,
@@ -56,6 +57,8 @@ def signed_maps(
     """L tensors (B, n, h_l, w_l) of each sign."""
     count = len(activations)
     if _wants_gradient(activations, matrices):
+        if options.rectify:
+            activations = [torch.relu(layer) for layer in activations]
         parts = [
             tuple(part.to(compute_dtype(layer.dtype)) for part in signed_weights(_wide(matrix), options))
             for matrix, layer in zip(matrices, activations, strict=True)
@@ -64,7 +67,7 @@ def signed_maps(
         maps = _SignedMaps.apply(targets, *activations, *weights)
     else:
         maps = torch.ops.mhex.signed_maps(
-            list(activations), *_prepared(matrices, activations), targets, *_rule(options, matrices)
+            list(activations), *_prepared(matrices, activations), targets, *_rule(options, matrices), options.rectify
         )
     return tuple(maps[:count]), tuple(maps[count:])
 
@@ -151,7 +154,7 @@ class _SignedMaps(torch.autograd.Function):
         # An entry of M has one sign, so P + N holds both; sharpness is dealt with, and any sums will do.
         weights = [plus + minus for plus, minus in zip(positive, negative, strict=True)]
         sums = [torch.zeros_like(weight[:1]).expand(2, -1).contiguous() for weight in weights]
-        return tuple(torch.ops.mhex.signed_maps(list(activations), weights, sums, targets, *_KEEP_ALL))
+        return tuple(torch.ops.mhex.signed_maps(list(activations), weights, sums, targets, *_KEEP_ALL, False))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004 torch calls it by name

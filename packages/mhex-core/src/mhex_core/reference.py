@@ -29,7 +29,7 @@ def signed_maps(
         activations: A_l, (B, C_l, h_l, w_l) or (B, T, C_l).
         matrices: M_l, (K, C_l).
         targets: (B, n), or None for all K classes.
-        options: The sharpness rule is read from here.
+        options: The sharpness rule and `rectify` are read from here.
 
     Returns:
         L tensors (B, n, *positions) of each sign; n = K when `targets` is None.
@@ -39,7 +39,8 @@ def signed_maps(
         dtype = compute_dtype(activation.dtype)
         with torch.autocast(activation.device.type, enabled=False):
             signed = [part.to(dtype) for part in signed_weights(matrix.to(compute_dtype(matrix.dtype)), options)]
-            maps = [_weighted_sum(activation.to(dtype), part, targets) for part in signed]
+            seen = torch.relu(activation) if options.rectify else activation
+            maps = [_weighted_sum(seen.to(dtype), part, targets) for part in signed]
         positive.append(maps[0])
         negative.append(maps[1])
     return tuple(positive), tuple(negative)

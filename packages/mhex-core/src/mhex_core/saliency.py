@@ -94,7 +94,6 @@ def saliency_maps(
         rectify=rectify,
     )
     layers, checked = _check_layers(activations, matrices, ndim=4)
-    layers = _rectified(layers, options)
     height_width = _checks.size_2d("size", size)
     weights = options.weights_of(len(layers))
     chosen = native.resolve(backend, layers)
@@ -131,7 +130,6 @@ def signed_maps(
     """
     options = _check_options(options)
     layers, matrices = _check_layers(activations, matrices, ndim=4)
-    layers = _rectified(layers, options)
     chosen = native.resolve(backend, layers)
     targets, single = _check_target(target, layers[0], matrices[0].shape[0], chosen)
     run = ops.signed_maps if chosen == "native" else reference.signed_maps
@@ -223,6 +221,7 @@ def token_saliency(
         layer_weights=layer_weights,
         decay=decay,
         normalize=False,
+        rectify=False,
     )
     checked, checked_matrices = _check_layers(activations, matrices, ndim=3)
     chosen = _check_chosen(layers, len(checked))
@@ -273,10 +272,6 @@ def _check_layers(
         if ndim == 4 and 0 in layer.shape[2:]:
             raise ValueError(f"activations[{index}] must have at least one position, got {tuple(layer.shape)}")
     return layers, checked
-
-
-def _rectified(layers: tuple[Tensor, ...], options: SaliencyOptions) -> tuple[Tensor, ...]:
-    return tuple(torch.relu(layer) for layer in layers) if options.rectify else layers
 
 
 def _check_options(options: SaliencyOptions | None) -> SaliencyOptions:
