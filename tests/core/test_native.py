@@ -1,8 +1,5 @@
 """Which implementation runs, and how one learns of it."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.testing import assert_close
@@ -96,7 +93,7 @@ def test_an_instruction_set_that_is_none_is_refused(monkeypatch):
         native.status()
 
 
-def test_threads_that_come_first_together_load_once():
+def test_threads_that_come_first_together_load_once(python):
     """In a process of its own: here, everything is loaded already."""
     script = """
 import threading, torch
@@ -110,4 +107,5 @@ threads = [threading.Thread(target=run) for _ in range(8)]
 [thread.join() for thread in threads]
 assert len(found) == 8, found
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    done = python.run("-c", script)
+    assert done.returncode == 0, done.stderr

@@ -2,8 +2,6 @@
 
 import gc
 import inspect
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import requires, version
 from importlib.resources import files
@@ -25,21 +23,22 @@ NOT_IMPORTED = [
     "medmnist",
     "mhex_vision",
     "mhex_text",
+    "torch._dynamo",
 ]
 
 
-def test_importing_it_imports_torch_and_no_other_heavy_package():
+def test_importing_it_imports_torch_and_no_other_heavy_package(python):
     script = (
         "import sys, mhex_core\n"
         f"found = [name for name in {NOT_IMPORTED!r} if name in sys.modules]\n"
         "assert not found, found\n"
         "assert 'torch' in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    done = python.run("-c", script)
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_it_starts_no_cuda_and_draws_no_random_numbers():
+def test_importing_it_starts_no_cuda_and_draws_no_random_numbers(python):
     script = (
         "import torch\n"
         "torch.manual_seed(0); state = torch.get_rng_state()\n"
@@ -47,7 +46,7 @@ def test_importing_it_starts_no_cuda_and_draws_no_random_numbers():
         "assert torch.equal(state, torch.get_rng_state())\n"
         "assert not torch.cuda.is_initialized()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    done = python.run("-c", script)
     assert done.returncode == 0, done.stderr
 
 

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,21 +21,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "mhex_vision.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout
+@pytest.fixture(scope="module")
+def run(vision_python):
+    def printed(*arguments):
+        done = vision_python.run("-m", "mhex_vision.cli", *arguments, timeout=500)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout
+
+    return printed
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "blood"
     data = ("--data", "bloodmnist", "--root", DATA / "medmnist", "--no-download")
     run("train", *data, "--epochs", 1, "--seed", 0, "--out", out)
@@ -52,7 +48,7 @@ def test_one_epoch_is_enough_to_tell_most_cells_apart(trained):
     assert test["head_accuracy"][-1] == test["accuracy"]
 
 
-def test_photographs_of_cells_are_explained(trained, tmp_path):
+def test_photographs_of_cells_are_explained(run, trained, tmp_path):
     source = DATA / "blood224" / "test"
     if not source.is_dir():
         pytest.skip("needs photographs: MHEX_DATA has no folder blood224/test")
@@ -80,7 +76,7 @@ def test_photographs_of_cells_are_explained(trained, tmp_path):
     assert float(explanation.saliency.flatten(1).std(dim=1).min()) > 0.01  # maps, not blanks
 
 
-def test_explanations_of_cells_are_measured_side_by_side(trained, tmp_path):
+def test_explanations_of_cells_are_measured_side_by_side(run, trained, tmp_path):
     data = ("--data", "bloodmnist", "--root", DATA / "medmnist", "--no-download")
     asked = ("--limit", "128", "--methods", "mhex,random,centre-gaussian", "--metrics", "area_drop,deletion:steps=8")
     # One epoch has to do for both parts here; a judge should be another network.

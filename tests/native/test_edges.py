@@ -1,8 +1,6 @@
 """Inputs at the edge: nothing there, too much there, and numbers that are none."""
 
 import os
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -24,20 +22,19 @@ fails = partial(pytest.mark.xfail, strict=True)
 both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
 
 
-def apart(code):
+@pytest.fixture
+def apart(python):
     """Run where a crash of the process is a result and not the end of the tests."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import torch\nfrom mhex_core import *\n{code}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "MHEX_NATIVE": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+
+    def run(code):
+        code = f"import torch\nfrom mhex_core import *\n{code}"
+        done = python.run("-c", code, environment={**os.environ, "MHEX_NATIVE": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    return run
 
 
-def test_a_layer_without_channels_has_no_evidence():
+def test_a_layer_without_channels_has_no_evidence(apart):
     apart(
         "torch.set_num_threads(2)\n"
         "layers, matrices = [torch.zeros(1, 0, 4, 4)], [torch.zeros(3, 0)]\n"
@@ -240,7 +237,7 @@ def test_asking_for_a_gradient_does_not_change_a_map():
     assert_close(saliency_maps([layer.requires_grad_()], [matrix], 0, **settings).detach(), plain)
 
 
-def test_flushed_denormals_do_not_spoil_large_maps():
+def test_flushed_denormals_do_not_spoil_large_maps(apart):
     apart(
         "torch.set_flush_denormal(True)\n"
         "layer = (torch.arange(16.0) * 2e37).reshape(1, 1, 4, 4)\n"

@@ -5,8 +5,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,17 +20,16 @@ from mhex_core.plan import prepare
 OPTIONS = {"size": (12, 9), "beta": 0.5}
 
 
-def python(code, **environment):
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, **environment},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+@pytest.fixture
+def printed(python):
+    """What code prints in a process of its own."""
+
+    def run(code, **environment):
+        done = python.run("-c", code, environment={**os.environ, **environment})
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run
 
 
 @pytest.fixture
@@ -72,16 +69,9 @@ def test_several_threads_may_call_at_once(make):
 
 
 @pytest.mark.parametrize("wish", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set_agrees_with_the_reference(wish):
+def test_every_instruction_set_agrees_with_the_reference(python, wish):
     script = Path(__file__).with_name("parity.py")
-    done = subprocess.run(
-        [sys.executable, script],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "MHEX_CPU": wish},
-    )
+    done = python.run(script, environment={**os.environ, "MHEX_CPU": wish})
     assert done.returncode == 0, done.stdout + done.stderr
     if wish == "baseline":
         assert "'instruction_set': 'baseline'" in done.stdout
@@ -279,17 +269,17 @@ STATUS = "import json, mhex_core; s = mhex_core.native.status(); print(json.dump
 
 
 @pytest.mark.parametrize(("wish", "backend"), [("0", "reference"), ("1", "native"), ("auto", "native")])
-def test_the_environment_chooses(wish, backend):
-    assert json.loads(python(STATUS, MHEX_NATIVE=wish))[0] == backend
+def test_the_environment_chooses(printed, wish, backend):
+    assert json.loads(printed(STATUS, MHEX_NATIVE=wish))[0] == backend
 
 
-def test_a_damaged_library_leaves_the_reference_and_says_so(tmp_path):
+def test_a_damaged_library_leaves_the_reference_and_says_so(printed, tmp_path):
     package = Path(mhex_core.__file__).parent
     shutil.copytree(package, tmp_path / "mhex_core", ignore=shutil.ignore_patterns("__pycache__"))
     (library,) = (tmp_path / "mhex_core").glob("_C*.so")
     library.write_bytes(b"no library")
-    backend, reason = json.loads(python(STATUS, PYTHONPATH=str(tmp_path), MHEX_NATIVE="auto"))
+    backend, reason = json.loads(printed(STATUS, PYTHONPATH=str(tmp_path), MHEX_NATIVE="auto"))
     assert backend == "reference"
     assert "could not be loaded" in reason
     insisting = "import mhex_core\ntry:\n    mhex_core.native.status()\nexcept RuntimeError as error:\n    print(error)"
-    assert "MHEX_NATIVE=1" in python(insisting, PYTHONPATH=str(tmp_path), MHEX_NATIVE="1")
+    assert "MHEX_NATIVE=1" in printed(insisting, PYTHONPATH=str(tmp_path), MHEX_NATIVE="1")

@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from mhex_core import SaliencyPlan, combine_maps, saliency_maps, signed_maps, token_saliency
+from mhex_core import SaliencyPlan, combine_maps, native, saliency_maps, signed_maps, token_saliency
 
 KEEP = {"tau_pos": 0.0, "tau_neg": 0.0, "beta": 0.5}
 fails = partial(pytest.mark.xfail, strict=True)
@@ -213,6 +213,10 @@ def compiled():
     torch._dynamo.reset()
     yield partial(torch.compile, fullgraph=True, backend="aot_eager")
     torch._dynamo.reset()
+
+
+def test_what_runs_is_a_constant_of_a_graph_as_torch_marks_them():
+    assert vars(torch.compiler.assume_constant_result(lambda: None)).items() <= vars(native._choice).items()
 
 
 @every_call

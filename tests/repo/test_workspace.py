@@ -15,12 +15,6 @@ PACKAGES = ("mhex-core", "mhex-vision", "mhex-text")
 PROJECTS = {name: tomllib.loads((ROOT / "packages" / name / "pyproject.toml").read_text()) for name in PACKAGES}
 
 
-def run_python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_the_three_packages_share_one_version_and_pin_each_other():
     versions = {PROJECTS[name]["project"]["version"] for name in PACKAGES}
     assert len(versions) == 1
@@ -42,9 +36,9 @@ def test_the_changelog_names_the_version():
         ("mhex_vision.cli", ["timm", "medmnist", "matplotlib"]),
     ],
 )
-def test_a_package_imports_only_what_it_may(module, forbidden):
-    loaded = run_python(f"import sys, {module}; print([name for name in {forbidden} if name in sys.modules])")
-    assert loaded.strip() == "[]"
+def test_a_package_imports_only_what_it_may(python, module, forbidden):
+    done = python.run("-c", f"import sys, {module}; print([name for name in {forbidden} if name in sys.modules])")
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
 def test_core_depends_on_torch_and_numpy_alone():
@@ -93,5 +87,6 @@ def test_nothing_in_the_tree_is_a_path_of_one_machine():
             assert not pattern.search(path.read_text(encoding="utf-8")), name
 
 
-def test_the_tables_of_the_readme_are_those_of_the_results():
-    subprocess.run([sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], check=True, timeout=120)
+def test_the_tables_of_the_readme_are_those_of_the_results(python):
+    done = python.run(ROOT / "benchmarks" / "tables.py", "--check")
+    assert done.returncode == 0, done.stderr

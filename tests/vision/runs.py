@@ -6,7 +6,6 @@ Run as a script, this file is the run that gets killed, or one process of a dist
 import csv
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -89,10 +88,8 @@ def distributed(out):
     train(classifier(), bundle(train=33, validation=1, test=5), replace(RECIPE, epochs=1), out=out)
 
 
-def run_as_script(*arguments, launcher=()):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *launcher, __file__, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+SCRIPT = Path(__file__)
 
 
 def weights(model):

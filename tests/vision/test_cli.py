@@ -1,4 +1,7 @@
-"""The command line as a user meets it. What must hold for the process is run as one; the many messages are not."""
+"""The command line as a user meets it. What must hold for the process is run as one; the many messages are not.
+
+Processes come from the forge, which spares them their imports; the installed script itself is run where it fails.
+"""
 
 import json
 import os
@@ -6,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -20,18 +24,16 @@ from mhex_vision.surgery import Placement
 
 COMMANDS = ("train", "explain", "evaluate", "demo", "info")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+MODULE = ("-m", "mhex_vision.cli")
 UNREADABLE = ("empty.png", "text.png", "nested/truncated.jpg")
 
 
-def script():
-    """The installed script, or the module it calls."""
-    found = shutil.which("mhex-vision", path=Path(sys.executable).parent)
-    return [found] if found else [sys.executable, "-m", "mhex_vision.cli"]
+@pytest.fixture(scope="module")
+def run(vision_python):
+    def finished(*arguments):
+        return vision_python.run(*MODULE, *arguments, environment=ENVIRONMENT)
 
-
-def run(*arguments, timeout=240):
-    command = [*script(), *map(str, arguments)]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout, check=False)
+    return finished
 
 
 def picture(path, mode="RGB", shade=100, *, seed=0, size=(40, 36)):
@@ -52,7 +54,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(photos, tmp_path_factory):
+def trained(run, photos, tmp_path_factory):
     """The finished process of `train`, and its folder."""
     out = tmp_path_factory.mktemp("runs") / "photos"
     return run("train", "--data", photos, "--size", 32, "--epochs", 2, "--batch-size", 8, "--out", out), out
@@ -171,26 +173,18 @@ def test_a_finished_run_is_not_trained_again(trained, photos, capsys):
     assert lines[-2:] == done.stdout.splitlines()[-2:]  # the test accuracy and what to do next
 
 
-def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(photos, tmp_path):
+def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(vision_python, run, photos, tmp_path):
     clean = tmp_path / "clean"
     shutil.copytree(photos, clean, ignore=shutil.ignore_patterns("broken.png"))
     command = ["train", "--data", clean, "--size", 32, "--epochs", 8, "--batch-size", 8, "--out", tmp_path / "run"]
-    process = subprocess.Popen(
-        [*script(), *map(str, command)],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Whoever runs the tests in the background has SIGINT ignored, which children inherit.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    for line in process.stdout:
-        if line.startswith("epoch 1/8"):
-            process.send_signal(signal.SIGINT)
-            break
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert errors.splitlines() == [
+    process = vision_python.start(*MODULE, *command, environment=ENVIRONMENT)
+    while "epoch 1/8" not in process.output():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    done = process.wait()
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == [
         "mhex-vision: interrupted; the same command goes on from the last finished epoch",
     ]
     done = run(*command)
@@ -225,7 +219,7 @@ def test_options_reach_the_network_and_the_recipe(photos, tmp_path, monkeypatch,
 
 
 @pytest.fixture(scope="module")
-def explained(trained, mixed, tmp_path_factory):
+def explained(run, trained, mixed, tmp_path_factory):
     """The finished process of `explain` on the mixed folder, its folder and its JSON."""
     out = tmp_path_factory.mktemp("explained") / "not" / "there yet"
     options = ("--out", out, "--batch-size", 2, "--maps", "--beta", 0.5)
@@ -413,8 +407,11 @@ def test_a_folder_that_may_not_be_written_is_named(places, capsys):
     assert str(places["nothing"]) in capsys.readouterr().err
 
 
-def test_the_process_of_an_error_ends_with_status_1_and_one_line(tmp_path):
-    done = run("explain", "--checkpoint", tmp_path / "none", "--input", tmp_path, "--out", tmp_path / "out")
+def test_the_installed_script_ends_an_error_with_status_1_and_one_line(tmp_path):
+    found = shutil.which("mhex-vision", path=Path(sys.executable).parent)
+    script = [found] if found else [sys.executable, *MODULE]
+    command = [*script, "explain", "--checkpoint", tmp_path / "none", "--input", tmp_path, "--out", tmp_path / "out"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert done.stdout == ""
     (complaint,) = done.stderr.splitlines()

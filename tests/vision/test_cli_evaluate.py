@@ -1,9 +1,7 @@
 """`train --plain` and `evaluate` as a user meets them."""
 
 import json
-import os
 import signal
-import subprocess
 import time
 
 import pyarrow.parquet as pq
@@ -14,7 +12,7 @@ from PIL import Image
 from mhex_vision import cli, load_classifier
 from mhex_vision.comparison import Comparison
 
-from .test_cli import ENVIRONMENT, picture, script
+from .test_cli import ENVIRONMENT, MODULE, picture
 
 METHODS = "mhex:beta=0.5,decay=1,gradcam:layer=layer2.1,random,mymaps:brightness"
 METRICS = "sad,deletion:steps=4,baseline=mean,road"
@@ -57,10 +55,10 @@ def arguments(place, out, **changes):
     ]
 
 
-def test_a_table_figures_and_every_sample_come_of_it(place, tmp_path):
+def test_a_table_figures_and_every_sample_come_of_it(vision_python, place, tmp_path):
     pytest.importorskip("pytorch_grad_cam")
-    command = [*script(), *arguments(place, tmp_path / "out", metrics=f"{METRICS},pointing", masks=place / "masks")]
-    done = subprocess.run(command, env=ENVIRONMENT, cwd=place, capture_output=True, text=True, timeout=300, check=False)
+    asked = arguments(place, tmp_path / "out", metrics=f"{METRICS},pointing", masks=place / "masks")
+    done = vision_python.run(*MODULE, *asked, environment=ENVIRONMENT, folder=place)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
@@ -91,25 +89,24 @@ def test_a_table_figures_and_every_sample_come_of_it(place, tmp_path):
     assert (tmp_path / "out" / "summary.md").read_text().startswith("| method | SAD ↑ |")
 
 
-def test_a_killed_evaluation_goes_on_when_repeated(place, tmp_path, monkeypatch):
+def test_a_killed_evaluation_goes_on_when_repeated(vision_python, place, tmp_path, monkeypatch):
     (tmp_path / "slow.py").write_text(
         "import time\ndef slow(model, images, targets):\n    time.sleep(1)\n    return images.mean(dim=1)\n"
     )
     more = ["--batch-size", "4"]
-    command = [*script(), *arguments(place, tmp_path / "out", methods="mhex,slow:slow", metrics="sad"), *more]
-    with subprocess.Popen(
-        command, env=ENVIRONMENT, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        start = time.monotonic()
-        while len(list(tmp_path.glob("out/pieces/*/*.parquet"))) < 4:
-            assert time.monotonic() - start < 120
-            assert process.poll() is None
-            time.sleep(0.05)
-        os.kill(process.pid, signal.SIGKILL)
+    asked = [*arguments(place, tmp_path / "out", methods="mhex,slow:slow", metrics="sad"), *more]
+    process = vision_python.start(*MODULE, *asked, environment=ENVIRONMENT, folder=tmp_path)
+    start = time.monotonic()
+    while len(list(tmp_path.glob("out/pieces/*/*.parquet"))) < 4:
+        assert time.monotonic() - start < 120
+        assert process.poll() is None, process.output("stderr")
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL
     pieces = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/pieces/*/*.parquet")}
     (tmp_path / "slow.py").write_text("def slow(model, images, targets):\n    return images.mean(dim=1)\n")
     monkeypatch.chdir(tmp_path)
-    assert cli.main(command[len(script()) :]) == 0
+    assert cli.main(asked) == 0
     found = Comparison.load(tmp_path / "out" / "samples.parquet")
     # What had been done was not done again: it took its second per batch.
     slow = found.values("slow:slow", "seconds")

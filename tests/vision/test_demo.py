@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,17 +14,11 @@ from mhex_vision.demo import _one_of_each_class, beta_figure, explain_all
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(vision_python, tmp_path_factory):
     """The finished process, and its folder."""
     out = tmp_path_factory.mktemp("demo") / "demo"
-    done = subprocess.run(
-        [sys.executable, "-m", "mhex_vision.cli", "demo", "--epochs", "1", "--out", str(out)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    command = ("-m", "mhex_vision.cli", "demo", "--epochs", 1, "--out", out)
+    done = vision_python.run(*command, environment=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=500)
     assert done.returncode == 0, done.stderr
     return done, out
 

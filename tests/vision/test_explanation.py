@@ -1,8 +1,5 @@
 """Overlays, figures and files of explanations."""
 
-import subprocess
-import sys
-
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -141,7 +138,7 @@ def test_without_images_there_is_nothing_to_lay_over(make_explanation, draw):
         draw(make_explanation(keep_images=False))
 
 
-def test_drawing_does_not_touch_pyplot(tmp_path):
+def test_drawing_does_not_touch_pyplot(python, tmp_path):
     """pyplot would keep every figure until it is closed, and look for a screen."""
     script = (
         "import sys, torch\n"
@@ -153,9 +150,7 @@ def test_drawing_does_not_touch_pyplot(tmp_path):
         "assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
     )
     path = tmp_path / "figure.png"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = python.run("-c", script, path)
     assert done.returncode == 0, done.stderr
     with Image.open(path) as image:
         assert image.format == "PNG"

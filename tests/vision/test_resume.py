@@ -14,8 +14,10 @@ from mhex_vision.evaluation import Metrics
 from mhex_vision.training import train
 
 from .runs import (
+    ENVIRONMENT,
     MOMENTS,
     RECIPE,
+    SCRIPT,
     Residual,
     assert_same_weights,
     bundle,
@@ -23,7 +25,6 @@ from .runs import (
     losses,
     plain_network,
     rows,
-    run_as_script,
     stop_after,
     weights,
 )
@@ -45,8 +46,8 @@ def whole(data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_run_goes_on_to_the_same_bits(whole, data, tmp_path, moment):
-    died = run_as_script(moment, tmp_path)
+def test_a_killed_run_goes_on_to_the_same_bits(vision_python, whole, data, tmp_path, moment):
+    died = vision_python.run(SCRIPT, moment, tmp_path, environment=ENVIRONMENT)
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert json.loads((tmp_path / "run.json").read_text())["result"] is None
     finished = [row["epoch"] for row in rows(tmp_path)]

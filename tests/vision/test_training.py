@@ -2,7 +2,7 @@
 
 import json
 import pickle
-import time
+import socket
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,9 @@ from mhex_vision.evaluation import IndexBatches, evaluate
 from mhex_vision.training import train
 
 from .runs import (
+    ENVIRONMENT,
     RECIPE,
+    SCRIPT,
     Residual,
     assert_same_weights,
     bundle,
@@ -27,7 +29,6 @@ from .runs import (
     losses,
     plain_network,
     rows,
-    run_as_script,
     stop_after,
     weights,
 )
@@ -277,11 +278,28 @@ def test_a_network_with_another_output_is_refused(data, tmp_path):
 # -------------------------------------------------------------------------------------------------------- two processes
 
 
-def test_two_processes_train_together_and_judge_each_image_once(tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    start = time.perf_counter()
-    done = run_as_script("distributed", tmp_path, launcher=launcher)
-    assert done.returncode == 0, f"after {time.perf_counter() - start:.0f} s: {done.stderr[-4000:]}"
+@pytest.fixture(scope="module")
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+@pytest.mark.parametrize("launcher", ["environment", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_two_processes_train_together_and_judge_each_image_once(vision_python, free_port, tmp_path, launcher):
+    command = (SCRIPT, "distributed", tmp_path)
+    if launcher == "torchrun":
+        launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+        processes = [vision_python.start(*launch, *command, environment=ENVIRONMENT)]
+    else:
+        together = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port)}
+        processes = [
+            vision_python.start(*command, environment=ENVIRONMENT | together | {"RANK": rank, "LOCAL_RANK": rank})
+            for rank in "01"
+        ]
+    for process in processes:
+        done = process.wait(timeout=240)
+        assert done.returncode == 0, done.stderr[-4000:]
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "log.csv", "model.safetensors", "run.json"}
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["settings"]["processes"] == 2

@@ -1,6 +1,5 @@
 """Explainers by name, by text, and of the user's own."""
 
-import subprocess
 import sys
 
 import pytest
@@ -47,13 +46,13 @@ def test_the_names():
     assert all(EXPLAINERS.values())
 
 
-def test_importing_brings_no_library_along():
+def test_importing_brings_no_library_along(vision_python):
     code = (
         "import sys, mhex_vision.explainers as e; e.explainer('random');"
         "print([m for m in ('captum', 'cv2', 'pytorch_grad_cam', 'shap') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = vision_python.run("-c", code)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_unknown_names_are_answered_with_the_known_ones():

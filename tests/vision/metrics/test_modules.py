@@ -3,7 +3,6 @@
 import json
 import math
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -98,15 +97,12 @@ def worker(rank, world, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_processes_with_unequal_shares_agree_on_the_mean_of_all(tmp_path):
+def test_processes_with_unequal_shares_agree_on_the_mean_of_all(vision_python, tmp_path):
     world = 2
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(world), str(tmp_path)], stderr=subprocess.PIPE)
-        for rank in range(world)
-    ]
+    processes = [vision_python.start(__file__, rank, world, tmp_path) for rank in range(world)]
     for process in processes:
-        _, error = process.communicate(timeout=300)
-        assert process.returncode == 0, error.decode()
+        done = process.wait()
+        assert done.returncode == 0, done.stderr
     alone = {kind.__name__: float(measured(kind, list(range(7)), Network()).compute()) for kind in JUDGED + LOCAL}
     for rank in range(world):
         found = json.loads((tmp_path / f"{rank}.json").read_text())

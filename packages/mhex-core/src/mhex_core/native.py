@@ -92,11 +92,14 @@ def resolve(backend: Backend, tensors: Sequence[Tensor] = (), *, half: bool = Tr
     return "reference"
 
 
-# A compiled graph is made once: what the environment says then holds for it.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
 def _choice() -> tuple[Literal["reference", "native"], str, tuple[str, ...]]:
     current = status()
     return current.backend, current.reason, current.devices
+
+
+# A compiled graph is made once: what the environment says then holds for it. This is all that the decorator
+# torch.compiler.assume_constant_result does, but for importing the compiler, which takes longer than importing torch.
+_choice._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _obstacle(tensors: Sequence[Tensor], devices: tuple[str, ...], *, half: bool) -> str | None:

@@ -1,0 +1,23 @@
+"""What all tests share: processes of their own that need not wait for imports."""
+
+from __future__ import annotations
+
+import pytest
+
+from .forge import Forge
+
+
+@pytest.fixture(scope="session")
+def python():
+    """Starts processes that have imported torch."""
+    forge = Forge("torch")
+    yield forge
+    forge.close()
+
+
+@pytest.fixture(scope="session")
+def vision_python():
+    """Starts processes that have imported what mhex-vision stands on."""
+    forge = Forge("torchvision", "torchmetrics", "accelerate", "safetensors.torch", "matplotlib.figure")
+    yield forge
+    forge.close()
