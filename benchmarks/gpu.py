@@ -50,8 +50,9 @@ def check(device: torch.device) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     worst: dict[str, float] = {}
     checked = 0
-    for (name, shapes), dtype, channels_last, batch, targets, beta, sharpness in itertools.product(
-        GRIDS.items(), DTYPES, (False, True), (1, 5), (1, 3, "all"), (0.0, 0.5), ("hard", "soft")
+    rules = (("hard", True), ("hard", False), ("soft", True))
+    for (name, shapes), dtype, channels_last, batch, targets, beta, (sharpness, rectify) in itertools.product(
+        GRIDS.items(), DTYPES, (False, True), (1, 5), (1, 3, "all"), (0.0, 0.5), rules
     ):
         layout = torch.channels_last if channels_last else torch.contiguous_format
         activations = [
@@ -62,10 +63,10 @@ def check(device: torch.device) -> dict[str, Any]:
         target: Any = "all"
         if isinstance(targets, int):
             target = torch.randint(7, (batch, targets), generator=generator).to(device)
-        options = SaliencyOptions(beta=beta, sharpness=sharpness)  # type: ignore[arg-type]
+        settings: dict[str, Any] = {"beta": beta, "sharpness": sharpness, "rectify": rectify}
+        options = SaliencyOptions(**settings)
         exact_layers = [layer.double() for layer in activations]
         exact_matrices = [matrix.double() for matrix in matrices]
-        settings: dict[str, Any] = {"beta": beta, "sharpness": sharpness}
         maps = mhex_core.saliency_maps(activations, matrices, target, size=(61, 43), backend="native", **settings)
         again = mhex_core.saliency_maps(activations, matrices, target, size=(61, 43), backend="native", **settings)
         if not torch.equal(maps, again):

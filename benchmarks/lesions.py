@@ -25,8 +25,10 @@ from mhex_vision.data.sets import ArrayImages, DataBundle
 from mhex_vision.explainers import explainer
 from mhex_vision.metrics.localization import mass_inside, pointing_game
 
+# One change at a time from the paper's method.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "aggregate (default)": {},
+    "aggregate (the paper's)": {},
+    "rectified (the default)": {"rectify": True},
     "beta = 1": {"beta": 1.0},
     "tau_pos = 0": {"tau_pos": 0.0},
     "soft sharpness": {"sharpness": "soft"},
@@ -84,10 +86,10 @@ def _maps(model: MHEXClassifier, data: DataBundle, test: ArrayImages) -> Iterato
             activations.append(list(output.activations))
         layers = [torch.cat(parts) for parts in zip(*activations, strict=True)]
         for name, changes in SETTINGS.items():
-            options = SaliencyOptions(**changes)
+            options = SaliencyOptions(**{"rectify": False, **changes})
             evidence = signed_maps(layers, matrices, test.labels, options=options)
             yield name, combine_maps(evidence, size=size, options=options)
-        evidence = signed_maps(layers, matrices, test.labels)
+        evidence = signed_maps(layers, matrices, test.labels, options=SaliencyOptions(rectify=False))
         for index, name in enumerate(model.layer_names):
             alone = SignedMaps((evidence.positive[index],), (evidence.negative[index],))
             yield f"head {index + 1} ({name})", combine_maps(alone, size=size)

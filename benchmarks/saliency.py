@@ -121,7 +121,10 @@ def _bilinear(cells: int, size: int) -> np.ndarray[Any, Any]:
 
 
 def contenders_of(case: Case, device: torch.device) -> tuple[dict[str, Callable[[], Tensor]], Tensor, float]:
-    """What computes the maps of a case, the exact maps, and the bytes of its activations."""
+    """What computes the maps of a case, the exact maps, and the bytes of its activations.
+
+    Nobody rectifies: that would change nothing in these activations, and cost all but the kernels a pass over them.
+    """
     activations, matrices, target = layers_of(case, device)
     plan = SaliencyPlan(matrices)
     lambdas = SaliencyOptions(beta=case.beta).weights_of(len(activations))
@@ -132,11 +135,13 @@ def contenders_of(case: Case, device: torch.device) -> tuple[dict[str, Callable[
 
     @torch.compile(fullgraph=True, dynamic=False)
     def compiled(layers: list[Tensor], matrices: list[Tensor], target: Tensor) -> Tensor:
-        return saliency_maps(layers, matrices, target, size=case.pixels, beta=case.beta, backend="reference")
+        return saliency_maps(
+            layers, matrices, target, size=case.pixels, beta=case.beta, rectify=False, backend="reference"
+        )
 
     runs: dict[str, Callable[[], Tensor]] = {
         "reference": lambda: saliency_maps(
-            activations, matrices, target, size=case.pixels, beta=case.beta, backend="reference"
+            activations, matrices, target, size=case.pixels, beta=case.beta, rectify=False, backend="reference"
         ),
         "stock": lambda: by_stock(activations),
         "compiled reference": lambda: compiled(activations, matrices, target),
@@ -145,7 +150,7 @@ def contenders_of(case: Case, device: torch.device) -> tuple[dict[str, Callable[
     }
     if native.status().backend == "native":
         runs["native"] = lambda: saliency_maps(
-            activations, plan, target, size=case.pixels, beta=case.beta, backend="native"
+            activations, plan, target, size=case.pixels, beta=case.beta, rectify=False, backend="native"
         )
     exact = saliency_maps(
         [layer.double() for layer in activations],
@@ -153,6 +158,7 @@ def contenders_of(case: Case, device: torch.device) -> tuple[dict[str, Callable[
         target,
         size=case.pixels,
         beta=case.beta,
+        rectify=False,
         backend="reference",
     )
     size = sum(layer.numel() * layer.element_size() for layer in activations)

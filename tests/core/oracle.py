@@ -123,9 +123,9 @@ def classes_of(target, index, classes):
     return np.atleast_1d(np.asarray(target)[index]).tolist()
 
 
-def cams(activations, matrices, target, size, *, beta=0.0, layer_weights=None, decay=0.9, **rule):
+def cams(activations, matrices, target, size, *, beta=0.0, layer_weights=None, decay=0.9, rectify=True, **rule):
     """Maps before the min-max, always (B, n, H, W)."""
-    activations = [f64(a) for a in activations]
+    activations = [relu(f64(a)) if rectify else f64(a) for a in activations]
     rows = [weights(m, beta=beta, **rule) for m in matrices]
     count = len(activations)
     lambdas = [decay ** (count - 1 - i) for i in range(count)] if layer_weights is None else list(layer_weights)

@@ -14,6 +14,7 @@ SETTINGS = [
     {"beta": 0.4, "tau_pos": 0.2, "tau_neg": 0.3, "decay": 0.8},
     {"beta": 0.4, "sharpness": "soft", "exponent": 2.0},
     {"layer_weights": [0.5, 0.0, -2.0], "beta": 0.1},
+    {"beta": 0.4, "rectify": False},
 ]
 TARGETS = {
     "int": 2,
@@ -287,15 +288,18 @@ def test_inputs_are_left_as_they_were(make_layers):
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
-def test_signed_maps_hold_the_evidence_layer_by_layer(oracle, make_layers, target):
+@pytest.mark.parametrize("rectify", [True, False])
+def test_signed_maps_hold_the_evidence_layer_by_layer(oracle, make_layers, target, rectify):
     activations, matrices = make_layers()
-    options = SaliencyOptions(tau_pos=0.2, tau_neg=0.3, beta=0.9, layer_weights=[7.0])  # only the rule is read
+    rule = {"tau_pos": 0.2, "tau_neg": 0.3, "rectify": rectify}
+    options = SaliencyOptions(**rule, beta=0.9, layer_weights=[7.0])  # only the rule is read
     maps = signed_maps(activations, matrices, target, options=options)
     for index, (activation, matrix) in enumerate(zip(activations, matrices, strict=True)):
         for part, rows in zip(maps, oracle.parts(matrix, tau_pos=0.2, tau_neg=0.3), strict=True):
             for sample in range(2):
                 wanted = oracle.classes_of(target, sample, 4)
-                expected = torch.from_numpy(oracle.layer_map(activation[sample].numpy(), rows[wanted]))
+                seen = activation[sample].relu() if rectify else activation[sample]
+                expected = torch.from_numpy(oracle.layer_map(seen.numpy(), rows[wanted]))
                 single = part[index].ndim == 3
                 assert_close(part[index][sample], expected[0] if single else expected, rtol=1e-10, atol=1e-10)
 

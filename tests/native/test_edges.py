@@ -140,8 +140,10 @@ def test_every_number_of_half_precision_is_widened_rightly(dtype, channels_last)
         shape = (count, 1, width, channels)
         layer = whole.view(shape).permute(0, 3, 1, 2) if channels_last else whole.view(count, channels, 1, width)
         matrix = torch.eye(channels)
-        ours = signed_maps([layer], [matrix], "all", options=SaliencyOptions(**KEEP), backend="native").positive[0]
-        assert torch.equal(ours, layer.float())
+        for rectify in (False, True):
+            options = SaliencyOptions(**KEEP, rectify=rectify)
+            ours = signed_maps([layer], [matrix], "all", options=options, backend="native").positive[0]
+            assert torch.equal(ours, layer.float().relu() if rectify else layer.float())
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
@@ -174,7 +176,9 @@ def test_layers_that_cancel_leave_zeros(make):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 3), (7, 9), (30, 40)], ids=str)
 def test_one_bad_number_anywhere_makes_its_map_nan(make, value, channels_last, beta, shape):
     activations, _ = make([(8, *shape), (8, 2, 2)], batch=3, channels_last=channels_last)
-    matrices, settings = [torch.ones(2, 8)] * 2, {**KEEP, "beta": beta, "size": 12, "backend": "native"}
+    # Rectified, minus infinity would be a zero.
+    settings = {**KEEP, "beta": beta, "size": 12, "rectify": value != -float("inf"), "backend": "native"}
+    matrices = [torch.ones(2, 8)] * 2
     clean = saliency_maps(activations, matrices, 0, **settings)
     positions = shape[0] * shape[1]
     for position in {0, positions // 2, positions - 1}:
@@ -199,7 +203,7 @@ def test_a_bad_number_in_a_layer_of_weight_zero_is_felt_as_in_the_reference(make
 )
 def test_a_range_too_wide_for_float32_is_no_map_of_ones(backend):
     layer = torch.tensor([[3e38, -3e38], [0.0, 1.0]]).reshape(1, 1, 2, 2)
-    ours = saliency_maps([layer], [torch.ones(1, 1)], 0, size=2, backend=backend)
+    ours = saliency_maps([layer], [torch.ones(1, 1)], 0, size=2, rectify=False, backend=backend)
     assert not (ours[0, 1] == 1).any()
 
 

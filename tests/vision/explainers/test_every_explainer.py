@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from mhex_vision.explainers import EXPLAINERS
 
 EVERY = sorted(EXPLAINERS)
-OWN = ("mhex", "mhex-authors")
+OWN = ("mhex", "mhex-paper", "mhex-authors")
 EVERYWHERE = [name for name in EVERY if name not in OWN]
 CASES = [(name, "mhex") for name in EVERY] + [(name, "plain") for name in EVERYWHERE]
 

@@ -14,11 +14,13 @@ def test_the_classifiers_own_saliency(make_classifier, make_images):
         explainer("mhex", beta=0.5, normalize=False)(model, images, targets),
         model.explain(images, targets, beta=0.5, normalize=False).saliency,
     )
-    authors = model.explain(images, targets, beta=1, tau_neg=0.1).saliency
+    paper = model.explain(images, targets, rectify=False).saliency
+    assert_close(explainer("mhex-paper")(model, images, targets), paper)
+    authors = model.explain(images, targets, beta=1, tau_neg=0.1, rectify=False).saliency
     assert_close(explainer("mhex-authors")(model, images, targets), authors)
     assert_close(
         explainer("mhex-authors", decay=0.5)(model, images, targets),
-        model.explain(images, targets, beta=1, tau_neg=0.1, decay=0.5).saliency,
+        model.explain(images, targets, beta=1, tau_neg=0.1, decay=0.5, rectify=False).saliency,
     )
 
 

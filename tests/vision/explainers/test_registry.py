@@ -40,7 +40,7 @@ def module(tmp_path, monkeypatch):
 
 def test_the_names():
     assert tuple(EXPLAINERS) == (
-        *("mhex", "mhex-authors", "random", "centre-gaussian"),
+        *("mhex", "mhex-paper", "mhex-authors", "random", "centre-gaussian"),
         *("gradcam", "gradcam++", "layercam", "scorecam", "eigencam", "integrated-gradients", "shap"),
     )
     assert all(EXPLAINERS.values())
@@ -56,7 +56,9 @@ def test_importing_brings_no_library_along(vision_python):
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"name must be one of mhex, mhex-authors, .*shap, or .*got 'gradcamm'"):
+    with pytest.raises(
+        ValueError, match=r"name must be one of mhex, mhex-paper, mhex-authors, .*shap, or .*got 'gradcamm'"
+    ):
         explainer("gradcamm")
     with pytest.raises(ValueError, match="got 'gradcamm'"):
         parse("gradcamm:layer=steps.0")

@@ -349,7 +349,7 @@ def test_head_completeness_is_what_the_maps_add_up_to(make_classifier, make_imag
     images = make_images(dtype=torch.float64)
     found = metrics.head_completeness(model, images, target)
     assert model.training
-    maps = model.eval().explain(images, target, beta=1.0, tau_pos=0.0, tau_neg=0.0)
+    maps = model.eval().explain(images, target, beta=1.0, tau_pos=0.0, tau_neg=0.0, rectify=False)
     output = model(images)
     labels = torch.as_tensor(target).expand(2).tolist()
     for block in range(len(model.blocks)):

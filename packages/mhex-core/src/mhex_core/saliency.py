@@ -48,12 +48,13 @@ def saliency_maps(
     decay: float = 0.9,
     normalize: bool = True,
     floor: float = 0.0,
-    rectify: bool = False,
+    rectify: bool = True,
     backend: native.Backend = "auto",
 ) -> Tensor:
     """Class-specific saliency maps of a batch.
 
-    cam = sum_l lambda_l resize(sum_k w^l_{c,k} A_l(k, .)), then (cam - min) / (max - min) for each map.
+    cam = sum_l lambda_l resize(sum_k w^l_{c,k} ReLU(A_l(k, .))), then (cam - min) / (max - min) for each map. The paper
+    has A_l in place of its ReLU: `rectify=False`.
 
     Args:
         activations: A_l, L tensors (B, C_l, h_l, w_l), shallow to deep.
@@ -70,7 +71,7 @@ def saliency_maps(
         normalize: Whether each map is brought to [0, 1]; a constant map gives zeros.
         floor: A quantile of each map, in [0, 1): max(0, cam - quantile) takes the place of cam. 0 leaves maps as they
             are. It is not in the paper.
-        rectify: Whether ReLU(A_l) takes the place of A_l. It is not in the paper.
+        rectify: Whether ReLU(A_l) is read, or, as in the paper, A_l.
         backend: "auto", "reference" or "native".
 
     Returns:

@@ -36,9 +36,9 @@ _EXAMPLES = """examples:
 """
 
 _METHODS_AND_METRICS = """methods:
-  mhex, mhex-authors, random, centre-gaussian; from other libraries (pip install "mhex-vision[bench]"): gradcam,
-  gradcam++, layercam, scorecam, eigencam, integrated-gradients, shap; or your own, as module:function, called with
-  (model, images, targets) and returning maps (B, H, W)
+  mhex, mhex-paper, mhex-authors, random, centre-gaussian; from other libraries (pip install "mhex-vision[bench]"):
+  gradcam, gradcam++, layercam, scorecam, eigencam, integrated-gradients, shap; or your own, as module:function, called
+  with (model, images, targets) and returning maps (B, H, W)
 metrics:
   sad, avg_drop, ead, area_drop, confidence_increase, insertion, deletion, road, infidelity, sensitivity_n,
   completeness; with masks: pointing, mass_inside, iou

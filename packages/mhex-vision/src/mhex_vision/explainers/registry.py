@@ -40,9 +40,14 @@ def _cam(method: str, description: str, *more: str) -> _Known:
 
 _KNOWN = {
     "mhex": _Known("the classifier's own saliency", partial(_own, {}), _names(SaliencyOptions)),
+    "mhex-paper": _Known(
+        "the same from A_l as it is, not rectified, as in the paper",
+        partial(_own, {"rectify": False}),
+        _names(SaliencyOptions),
+    ),
     "mhex-authors": _Known(
-        "the same with beta 1 and tau_neg 0.1, as in the authors' table",
-        partial(_own, {"beta": 1.0, "tau_neg": 0.1}),
+        "the paper's with beta 1 and tau_neg 0.1, as in the authors' table",
+        partial(_own, {"rectify": False, "beta": 1.0, "tau_neg": 0.1}),
         _names(SaliencyOptions),
     ),
     "random": _Known("uniform noise", RandomMaps, _names(RandomMaps)),
