@@ -1,5 +1,7 @@
 """The block against the oracle, and what a mask, a layout or half precision must not change."""
 
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -160,6 +162,78 @@ def test_autocast_stays_close_to_full_precision(shape):
         result = flat(block(x, r, mask))
     for ours, theirs in zip(result, expected, strict=True):
         assert_close(ours.float(), theirs, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize("shape", [SHAPES["tokens"], SHAPES["map"]], ids=str)
+def test_the_gate_of_a_sum_equals_a_plain_loop(shape, gate, masked):
+    block = make_block(gate=gate)
+    total = sum(make_inputs(shape))
+    mask = torch.rand(positions_of(shape), generator=torch.Generator().manual_seed(2)) > 0.4
+    mask[0] = False  # a sample without a single real position
+    w1, w2 = block.gate.weight.tolist(), block.head.weight.tolist()
+    gated, output = block.gate_sum(total, mask if masked else None)
+    for sample in range(shape[0]):
+        columns = total[sample].T if len(shape) == 3 else total[sample].flatten(1)
+        real = mask[sample].flatten().tolist() if masked else [True] * columns.shape[1]
+        pooled = []
+        for channel in columns.tolist():
+            kept = [value for value, counts in zip(channel, real, strict=True) if counts]
+            pooled.append(max(sum(kept) / len(kept), 0.0) if kept else 0.0)
+        hidden = [sum(weight * value for weight, value in zip(row, pooled, strict=True)) for row in w1]
+        logits = [sum(weight * value for weight, value in zip(row, hidden, strict=True)) for row in w2]
+        factors = [1 / (1 + math.exp(-value)) if gate else 1.0 for value in hidden]
+        assert output.hidden[sample].tolist() == pytest.approx(hidden, rel=1e-12, abs=1e-12)
+        assert output.logits[sample].tolist() == pytest.approx(logits, rel=1e-12, abs=1e-12)
+        result = gated[sample].T if len(shape) == 3 else gated[sample].flatten(1)
+        for row, column, factor in zip(result, columns, factors, strict=True):
+            assert row.tolist() == pytest.approx([factor * value for value in column.tolist()], rel=1e-12, abs=1e-12)
+    assert output.activation is total
+    assert (gated is total) is not gate
+
+
+def test_the_gate_of_a_sum_and_that_of_a_shortcut_read_the_same_head():
+    block = make_block()
+    x, r = make_inputs(SHAPES["tokens"])
+    mask = torch.rand(positions_of(SHAPES["tokens"]), generator=torch.Generator().manual_seed(2)) > 0.4
+    _, ours = block.gate_sum(x + r, mask)
+    _, other = block(x, r, mask)
+    assert_close(ours.hidden, other.hidden, rtol=1e-12, atol=1e-12)
+    assert_close(ours.logits, other.logits, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("filling", [1e30, float("nan")])
+def test_the_gate_of_a_sum_does_not_feel_padding(filling):
+    block = make_block()
+    total = make_inputs((2, 4, 5))[0]
+    padded = torch.cat([total, torch.full((2, 3, 5), filling, dtype=torch.float64)], dim=1)
+    mask = torch.cat([torch.ones(2, 4), torch.zeros(2, 3)], dim=1)
+    gated, output = block.gate_sum(padded, mask)
+    plain_gated, plain = block.gate_sum(total)
+    assert_close(output.logits, plain.logits, rtol=1e-14, atol=1e-14)
+    assert_close(gated[:, :4], plain_gated, rtol=1e-14, atol=1e-14)
+
+
+def test_gradients_of_the_gate_of_a_sum_are_right():
+    block = make_block()
+    total = make_inputs((2, 3, 5))[0].abs().requires_grad_()  # away from the kink of the ReLU
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert torch.autograd.gradcheck(lambda value: flat(block.gate_sum(value, mask))[:3], (total,))
+
+
+@pytest.mark.parametrize(
+    ("shape", "mask", "settings", "name"),
+    [
+        ((2, 4, 3, 3), None, {}, "total must have shape"),
+        ((5,), None, {}, "total must have shape"),
+        ((2, 7, 5), (2, 6), {}, "mask must have shape"),
+        ((2, 7, 5), None, {"activation": "shortcut"}, "activation must be 'sum'.*got 'shortcut'"),
+    ],
+)
+def test_the_gate_of_a_sum_names_what_does_not_fit(shape, mask, settings, name):
+    with pytest.raises(ValueError, match=name):
+        make_block(**settings).gate_sum(torch.zeros(shape), None if mask is None else torch.ones(mask))
 
 
 def test_no_layer_has_a_bias_and_the_matrices_have_the_stated_shapes():

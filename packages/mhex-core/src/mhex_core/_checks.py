@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -131,3 +131,19 @@ def class_indices(
         if low < 0 or high >= num_classes:
             raise ValueError(f"{name} must lie in [0, {num_classes - 1}], got values from {low} to {high}")
     return value.to(device=device, dtype=torch.int64)
+
+
+def chosen_layers(layers: int | Sequence[int] | Literal["all"], available: int) -> list[int]:
+    """Indices of the layers that `layers` means: how many of the first ones, their indices, or "all"."""
+    if isinstance(layers, str):
+        choice("layers", layers, ("all",))
+        return list(range(available))
+    if isinstance(layers, int):
+        return list(range(min(positive_int("layers", layers), available)))
+    given: list[object] = list(layers) if isinstance(layers, Sequence) else [None]
+    chosen = [index for index in given if isinstance(index, int) and not isinstance(index, bool)]
+    if len(chosen) != len(given):
+        raise TypeError(f"layers must be an int, a sequence of ints or 'all', got {layers!r}")
+    if not chosen or not all(-available <= index < available for index in chosen):
+        raise ValueError(f"layers must name layers in [0, {available - 1}], got {chosen}")
+    return [index % available for index in chosen]

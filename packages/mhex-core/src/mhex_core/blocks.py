@@ -87,6 +87,31 @@ class MHEXBlock(nn.Module):
         activation = residual_sum(branch, gated, reuse_branch=reuse_branch) if self.activation == "sum" else gated
         return gated, BlockOutput(hidden, self.head(hidden), activation)
 
+    def gate_sum(self, total: Tensor, mask: Tensor | None = None) -> tuple[Tensor, BlockOutput]:
+        """Gate the sum of shortcut and branch and read the head, for transformers that normalise after the addition.
+
+        With total = x + r: z = ReLU(mean of total), h = z W1^T, gated = sigmoid(h) * total, logits = h W2^T. The layer
+        goes on with LayerNorm(dropout(gated)), and saliency reads the sum before its gate. (Source: the method's
+        transformer blocks. Where the normalisation comes first, `forward` is the right one.)
+
+        Args:
+            total: x + r, (B, T, C) or (B, C, *).
+            mask: (B, T) or (B, *), true (or 1) where a position is real. Others take no part in the averages.
+
+        Returns:
+            The gated sum (the sum itself when `gate=False`), and a `BlockOutput` whose activation is `total`.
+
+        Raises:
+            ValueError: The shapes do not fit each other or the block, or the block's activation is "shortcut", which a
+                sum no longer shows.
+        """
+        if self.activation != "sum":
+            raise ValueError(f"activation must be 'sum' where the gate multiplies the sum, got {self.activation!r}")
+        self._check_layout("total", total, mask)
+        hidden = self.gate(torch.relu(_mean_over_positions(total, mask)))
+        gated = total * _as_positions(torch.sigmoid(hidden), total) if self.gated else total
+        return gated, BlockOutput(hidden, self.head(hidden), total)
+
     def equivalent_matrix(self) -> Tensor:
         """M = W2 W1, (K, C): what one unit of pooled channel k adds to the logit of class c."""
         return equivalent_matrix(self.gate.weight, self.head.weight)
@@ -100,12 +125,15 @@ class MHEXBlock(nn.Module):
             raise ValueError(
                 f"branch must have the shortcut's shape {tuple(shortcut.shape)}, got {tuple(branch.shape)}"
             )
-        tokens = shortcut.ndim == 3
-        channels = shortcut.shape[-1 if tokens else 1] if shortcut.ndim >= 2 else -1
+        self._check_layout("shortcut", shortcut, mask)
+
+    def _check_layout(self, name: str, features: Tensor, mask: Tensor | None) -> None:
+        tokens = features.ndim == 3
+        channels = features.shape[-1 if tokens else 1] if features.ndim >= 2 else -1
         if channels != self.channels:
             layout = f"(B, T, {self.channels})" if tokens else f"(B, {self.channels}, *)"
-            raise ValueError(f"shortcut must have shape {layout}, got {tuple(shortcut.shape)}")
-        positions = shortcut.shape[:-1] if tokens else (shortcut.shape[0], *shortcut.shape[2:])
+            raise ValueError(f"{name} must have shape {layout}, got {tuple(features.shape)}")
+        positions = features.shape[:-1] if tokens else (features.shape[0], *features.shape[2:])
         if mask is not None and mask.shape != positions:
             raise ValueError(f"mask must have shape {tuple(positions)}, got {tuple(mask.shape)}")
 

@@ -225,7 +225,7 @@ def token_saliency(
         rectify=False,
     )
     checked, checked_matrices = _check_layers(activations, matrices, ndim=3)
-    chosen = _check_chosen(layers, len(checked))
+    chosen = _checks.chosen_layers(layers, len(checked))
     batch, tokens = checked[0].shape[:2]
     if any(layer.shape[1] != tokens for layer in checked):
         raise ValueError(f"activations must all have T = {tokens}, got {[layer.shape[1] for layer in checked]}")
@@ -301,21 +301,6 @@ def _check_target(target: Target, like: Tensor, num_classes: int, run: str) -> t
         look=run == "reference" or like.device.type == "cpu",
     )
     return (indices.unsqueeze(1), True) if indices.ndim == 1 else (indices, False)
-
-
-def _check_chosen(layers: int | Sequence[int] | Literal["all"], available: int) -> list[int]:
-    if isinstance(layers, str):
-        _checks.choice("layers", layers, ("all",))
-        return list(range(available))
-    if isinstance(layers, int):
-        return list(range(min(_checks.positive_int("layers", layers), available)))
-    given: list[object] = list(layers) if isinstance(layers, Sequence) else [None]
-    chosen = [index for index in given if isinstance(index, int) and not isinstance(index, bool)]
-    if len(chosen) != len(given):
-        raise TypeError(f"layers must be an int, a sequence of ints or 'all', got {layers!r}")
-    if not chosen or not all(-available <= index < available for index in chosen):
-        raise ValueError(f"layers must name layers in [0, {available - 1}], got {chosen}")
-    return [index % available for index in chosen]
 
 
 def _combined(

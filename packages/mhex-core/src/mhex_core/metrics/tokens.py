@@ -231,10 +231,10 @@ def _check(tokens: Tensor, scores: Tensor, mask: Tensor | None) -> tuple[Tensor,
         mask = mask.to(tokens.device)
     if bool((scores.isnan() & mask).any()):
         raise ValueError("scores must be numbers, got NaN among them")
-    return tokens, _ranking(scores, mask), mask
+    return tokens, token_ranks(scores, mask), mask
 
 
-def _ranking(scores: Tensor, mask: Tensor) -> Tensor:
+def token_ranks(scores: Tensor, mask: Tensor) -> Tensor:
     """Minus each token's place in the order of falling scores: float64 (B, T).
 
     Equal scores are put in an order that depends on a token's place among those that take part: the same text must

@@ -1,0 +1,279 @@
+"""From texts to their explanation: tokenize, one forward pass per batch, evidence of every token in every layer.
+
+Letters: B batch, T tokens, C channels, K classes, L blocks, N texts.
+Source: Sun and Liò, "Multi-Head Explainer" (arXiv 2501.01311), saliency equations for text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, BatchEncoding
+
+from mhex_core import SaliencyOptions, _checks, signed_maps
+from mhex_text.explanation import Explanation, Layers, TextExplanation
+
+if TYPE_CHECKING:
+    from mhex_text.modeling import MHEXForSequenceClassification
+
+Texts: TypeAlias = str | Sequence[str] | Sequence[tuple[str, str]]
+
+# Of tokenizers that were never told how much their model takes, the library says 10^30.
+_NO_LIMIT = 10**9
+
+
+def explain(
+    model: MHEXForSequenceClassification,
+    texts_or_batch: Texts | BatchEncoding,
+    target: int | Sequence[int] | Tensor | None,
+    *,
+    texts: Texts | None,
+    tokenizer: Any,
+    max_length: int | None,
+    batch_size: int,
+    layers: Layers,
+    layer_weights: Sequence[float] | None,
+    decay: float,
+    options: SaliencyOptions,
+) -> Explanation:
+    """What `MHEXForSequenceClassification.explain` does; its arguments are described there."""
+    _checks.positive_int("batch_size", batch_size)
+    if isinstance(texts_or_batch, BatchEncoding):
+        if texts is None:
+            raise ValueError("texts must be given beside a batch: a batch does not hold the words as they were written")
+        listed, batch = _listed("texts", texts), texts_or_batch
+    else:
+        if texts is not None:
+            raise ValueError("texts must be given once, got them beside texts_or_batch")
+        listed = _listed("texts_or_batch", texts_or_batch)
+        if not listed:
+            return _nothing(model, layers, layer_weights, decay, options)
+        chosen = _tokenizer_of(model) if tokenizer is None else tokenizer
+        batch = _tokenized(chosen, listed, _longest(model, chosen, max_length))
+    encodings = batch.encodings
+    if encodings is None or len(encodings) != len(listed):
+        count = "none" if encodings is None else len(encodings)
+        raise ValueError(
+            f"texts_or_batch must hold one encoding of a fast tokenizer per text ({len(listed)}), got {count}; slow "
+            "tokenizers do not say where a token lies in its text"
+        )
+    targets = _targets(target, len(listed), len(class_names(model)))
+    # Texts of like length together: the less padding, the less to compute.
+    order = sorted(range(len(listed)), key=lambda index: -_real(encodings[index]))
+    found: list[TextExplanation] = []
+    with _in_evaluation_mode(model), torch.no_grad():
+        matrices = model.equivalent_matrices()
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            rows = [_Row(encodings[index]) for index in part]
+            wanted = None if targets is None else targets[part]
+            found += _explained(
+                model, matrices, [listed[index] for index in part], rows, wanted, layers, layer_weights, decay, options
+            )
+    places = {index: place for place, index in enumerate(order)}
+    return Explanation(tuple(found[places[index]] for index in range(len(listed))), found[0].settings)
+
+
+class _Row:
+    """One encoding without its padding."""
+
+    def __init__(self, encoding: Any) -> None:
+        kept = [place for place, real in enumerate(encoding.attention_mask) if real]
+        self.ids = [encoding.ids[place] for place in kept]
+        self.types = [encoding.type_ids[place] for place in kept]
+        self.offsets = [tuple(encoding.offsets[place]) for place in kept]
+        self.words = [encoding.word_ids[place] for place in kept]
+        self.parts = [encoding.sequence_ids[place] for place in kept]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def _explained(
+    model: MHEXForSequenceClassification,
+    matrices: tuple[Tensor, ...],
+    texts: Sequence[str | tuple[str, str]],
+    rows: list[_Row],
+    target: Tensor | None,
+    layers: Layers,
+    layer_weights: Sequence[float] | None,
+    decay: float,
+    options: SaliencyOptions,
+) -> list[TextExplanation]:
+    longest = max(1, *(len(row) for row in rows))  # an empty text may have no token at all
+    device = next(model.parameters()).device
+
+    def padded(values: list[list[Any]], filler: Any) -> list[list[Any]]:
+        return [row + [filler] * (longest - len(row)) for row in values]
+
+    output = model(
+        input_ids=torch.tensor(padded([row.ids for row in rows], _padding_id(model)), device=device),
+        attention_mask=torch.tensor(padded([[1] * len(row) for row in rows], 0), device=device),
+        token_type_ids=torch.tensor(padded([row.types for row in rows], 0), device=device),
+        output_activations=True,
+        return_dict=True,
+    )
+    logits = output.logits.float()
+    probabilities = logits.sigmoid() if model.config.multi_label else logits.softmax(dim=1)
+    wanted = probabilities.argmax(dim=1) if target is None else target.to(device)
+    # Tokens are the positions of a map one pixel wide, and their channels lie next to each other, as kernels like it.
+    columns = [layer.transpose(1, 2).unsqueeze(-1) for layer in output.activations]
+    evidence = signed_maps(columns, matrices, wanted, options=options)
+    positive, negative = ([layer.squeeze(-1) for layer in part] for part in evidence)
+    made = Explanation.from_evidence(
+        cast("Sequence[str]", texts),
+        offsets=padded([row.offsets for row in rows], (0, 0)),
+        word_ids=padded([row.words for row in rows], None),
+        sequence_ids=padded([row.parts for row in rows], None),
+        positive=positive,
+        negative=negative,
+        probabilities=probabilities,
+        target=wanted,
+        layer_names=layer_names(model),
+        class_names=class_names(model),
+        beta=options.beta,
+        layers=layers,
+        layer_weights=layer_weights,
+        decay=decay,
+    )
+    return list(made)
+
+
+def layer_names(model: MHEXForSequenceClassification) -> tuple[str, ...]:
+    """What each block is called: by the layer of the encoder that it sits in, counted from 0."""
+    return tuple(f"layer {index}" for index in model.layer_indices)
+
+
+def class_names(model: MHEXForSequenceClassification) -> tuple[str, ...]:
+    """The names of the K classes."""
+    named: dict[Any, Any] = model.config.id2label or {}
+    return tuple(str(named[index]) for index in range(len(named)))
+
+
+def _nothing(
+    model: MHEXForSequenceClassification,
+    layers: Layers,
+    layer_weights: Sequence[float] | None,
+    decay: float,
+    options: SaliencyOptions,
+) -> Explanation:
+    """The explanation of no texts."""
+    nothing = torch.zeros(0, 1)
+    count = len(model.layer_indices)
+    return Explanation.from_evidence(
+        (),
+        offsets=(),
+        word_ids=(),
+        sequence_ids=(),
+        positive=[nothing] * count,
+        negative=[nothing] * count,
+        probabilities=torch.zeros(0, len(class_names(model))),
+        target=torch.zeros(0, dtype=torch.int64),
+        layer_names=layer_names(model),
+        class_names=class_names(model),
+        beta=options.beta,
+        layers=layers,
+        layer_weights=layer_weights,
+        decay=decay,
+    )
+
+
+def _listed(name: str, texts: object) -> list[str] | list[tuple[str, str]]:
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, Sequence):
+        raise TypeError(f"{name} must be a text, or a sequence of texts or of pairs, got {type(texts).__name__}")
+    singles = [text for text in texts if isinstance(text, str)]
+    pairs = [
+        (text[0], text[1])
+        for text in texts
+        if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text)
+    ]
+    if len(singles) == len(texts):
+        return singles
+    if len(pairs) == len(texts):
+        return pairs
+    other = next((text for text in texts if not isinstance(text, str)), None)
+    raise TypeError(f"{name} must hold texts alone or pairs (text, text) alone, got {other!r} among them")
+
+
+def _tokenizer_of(model: MHEXForSequenceClassification) -> Any:
+    place = str(getattr(model.config, "_name_or_path", "") or "")
+    reason = "this model was made in memory"
+    if place:
+        try:
+            return AutoTokenizer.from_pretrained(place)
+        except (OSError, ValueError, KeyError) as error:
+            reason = f"none was found where the model came from, {place!r} ({_first_line(error)})"
+    raise ValueError(f"tokenizer must be given: {reason}; save it beside the model with tokenizer.save_pretrained")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _tokenized(tokenizer: Any, texts: list[str] | list[tuple[str, str]], max_length: int | None) -> BatchEncoding:
+    if not callable(tokenizer) or not getattr(tokenizer, "is_fast", False):
+        raise TypeError(
+            f"tokenizer must be a fast tokenizer, which says where a token lies in its text, "
+            f"got {type(tokenizer).__name__}"
+        )
+    first = [text if isinstance(text, str) else text[0] for text in texts]
+    second = [text[1] for text in texts if not isinstance(text, str)] or None
+    limited = {"truncation": True, "max_length": max_length} if max_length is not None else {"truncation": False}
+    found: BatchEncoding = tokenizer(first, second, **limited)
+    return found
+
+
+def _longest(model: MHEXForSequenceClassification, tokenizer: Any, max_length: int | None) -> int | None:
+    """How many tokens a text may have: what was asked for, within what tokenizer and encoder take."""
+    limits = []
+    if max_length is not None:
+        limits.append(_checks.positive_int("max_length", max_length))
+    told = getattr(tokenizer, "model_max_length", None)
+    if isinstance(told, int) and told < _NO_LIMIT:
+        limits.append(told)
+    config = model.config.encoder
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        # RoBERTa and its kin begin to count positions behind the padding's number.
+        behind = (config.pad_token_id or 0) + 1 if "roberta" in config.model_type else 0
+        limits.append(positions - behind)
+    return min(limits) if limits else None
+
+
+def _targets(target: object, count: int, num_classes: int) -> Tensor | None:
+    if target is None:
+        return None
+    if isinstance(target, Sequence) and not isinstance(target, str):
+        target = torch.tensor(target)
+    indices = _checks.class_indices("target", target, batch=count, num_classes=num_classes, device=torch.device("cpu"))
+    if indices.ndim != 1:
+        raise ValueError(f"target must hold one class per text, ({count},), got shape {tuple(indices.shape)}")
+    return indices
+
+
+def _padding_id(model: MHEXForSequenceClassification) -> int:
+    found = getattr(model.config.encoder, "pad_token_id", None)
+    return found if isinstance(found, int) else 0
+
+
+def _real(encoding: Any) -> int:
+    return int(sum(encoding.attention_mask))
+
+
+@contextlib.contextmanager
+def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every part in evaluation mode for a while, and in its own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
