@@ -12,7 +12,7 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "types", "tests", "native", "pure", "sdist", "abi"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-PACKAGES = ("packages/mhex-core", "packages/mhex-vision[all]", "packages/mhex-text")
+PACKAGES = ("packages/mhex-core", "packages/mhex-vision[all]", "packages/mhex-text[all]")
 
 
 ROOT = Path(__file__).parent

@@ -32,7 +32,7 @@ def test_the_changelog_names_the_version():
     [
         ("mhex_core", ["torchvision", "transformers", "timm", "matplotlib", "PIL", "mhex_vision", "mhex_text"]),
         ("mhex_vision", ["mhex_text", "timm", "medmnist", "matplotlib.pyplot", "transformers", "ray", "datasets"]),
-        ("mhex_text", ["mhex_vision", "torchvision", "matplotlib"]),
+        ("mhex_text", ["mhex_vision", "torchvision", "matplotlib", "datasets", "accelerate"]),
         ("mhex_vision.cli", ["timm", "medmnist", "matplotlib"]),
     ],
 )

@@ -271,8 +271,10 @@ def test_the_readme_does_what_it_shows(tokenizer, tmp_path, monkeypatch, capsys,
     tokenizer.save_pretrained(tmp_path / "encoder")
     text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "mhex_text" in block]
+    rows = [f"the film {number} is {word},{word}" for number in range(20) for word in ("good", "bad")]
+    (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    names = {"tokenizer": tokenizer}
+    names = {}
     exec(code.replace('"distilbert-base-uncased"', '"encoder"'), names)
     assert "Stocks" in capsys.readouterr().out
     assert len(names["explanation"]) == 1

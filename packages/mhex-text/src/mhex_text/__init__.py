@@ -20,11 +20,14 @@ from mhex_text.plausibility import token_auprc, token_f1, token_iou
 from mhex_text.tokens import WordScore, score_mask, word_scores
 
 if TYPE_CHECKING:
+    from mhex_text.data import TextBundle, UnreadableTextWarning, load_texts
     from mhex_text.modeling import MHEXForSequenceClassification, MHEXTextOutput
+    from mhex_text.training import RECIPES, TextEpoch, TextMetrics, TextRecipe, TextTrainingResult, train
 
 __version__ = version("mhex-text")
 
 __all__ = [
+    "RECIPES",
     "Adapter",
     "Explanation",
     "MHEXForSequenceClassification",
@@ -32,27 +35,48 @@ __all__ = [
     "MHEXTextOutput",
     "PostNormAdapter",
     "PreNormAdapter",
+    "TextBundle",
+    "TextEpoch",
     "TextExplanation",
+    "TextMetrics",
+    "TextRecipe",
+    "TextTrainingResult",
     "Token",
+    "UnreadableTextWarning",
     "Word",
     "WordScore",
     "key_mask",
+    "load_texts",
     "register_adapter",
     "score_mask",
     "supported_encoders",
     "token_auprc",
     "token_f1",
     "token_iou",
+    "train",
     "word_scores",
 ]
 
-# transformers' modelling code takes seconds to import and brings torchvision along where that is installed.
-_LAZY = ("MHEXForSequenceClassification", "MHEXTextOutput")
+# transformers' modelling code takes seconds to import and brings torchvision along where that is installed; reading
+# texts and training take libraries of an extra.
+_LAZY = {
+    "MHEXForSequenceClassification": "modeling",
+    "MHEXTextOutput": "modeling",
+    "RECIPES": "training",
+    "TextBundle": "data",
+    "TextEpoch": "training",
+    "TextMetrics": "training",
+    "TextRecipe": "training",
+    "TextTrainingResult": "training",
+    "UnreadableTextWarning": "data",
+    "load_texts": "data",
+    "train": "training",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module("mhex_text.modeling"), name)
+        return getattr(importlib.import_module(f"mhex_text.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -53,7 +53,7 @@ def explain(
         if not listed:
             return _nothing(model, layers, layer_weights, decay, options)
         chosen = _tokenizer_of(model) if tokenizer is None else tokenizer
-        batch = _tokenized(chosen, listed, _longest(model, chosen, max_length))
+        batch = _tokenized(chosen, listed, most_tokens(model, chosen, max_length))
     encodings = batch.encodings
     if encodings is None or len(encodings) != len(listed):
         count = "none" if encodings is None else len(encodings)
@@ -229,7 +229,7 @@ def _tokenized(tokenizer: Any, texts: list[str] | list[tuple[str, str]], max_len
     return found
 
 
-def _longest(model: MHEXForSequenceClassification, tokenizer: Any, max_length: int | None) -> int | None:
+def most_tokens(model: MHEXForSequenceClassification, tokenizer: Any, max_length: int | None) -> int | None:
     """How many tokens a text may have: what was asked for, within what tokenizer and encoder take."""
     limits = []
     if max_length is not None:
