@@ -6,38 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch.testing import assert_close
-from transformers import PreTrainedTokenizerFast
 
 from mhex_core import token_saliency
 from mhex_text import Explanation, MHEXForSequenceClassification
 
-from .encoders import CASES, make_encoder
+from .encoders import CASES, make_encoder, make_tokenizer
 
-WORDS = [
-    "un",
-    "##believ",
-    "##able",
-    "good",
-    "bad",
-    "film",
-    "plot",
-    ",",
-    ".",
-    "not",
-    "a",
-    "the",
-    "what",
-    "why",
-    "because",
-    "of",
-    "love",
-    "hate",
-    "dull",
-    "bright",
-]
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+WORDS = ["un", "##believ", "##able", "good", "bad", "film", "plot", ",", ".", "not", "a", "the", "what", "why"]
+WORDS += ["because", "of", "love", "hate", "dull", "bright"]
 TEXTS = [
     "Unbelievable  film, not bad.",
     "good",
@@ -50,15 +27,7 @@ PAIRS = [("good film", "why not?"), ("the plot of a film because of love", "dull
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    core = Tokenizer(models.WordPiece({word: index for index, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
-    core.normalizer = normalizers.BertNormalizer()
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+    return make_tokenizer(WORDS)
 
 
 def make_model(case="bert", **settings):

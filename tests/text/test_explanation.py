@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from mhex_core import reference, token_saliency
@@ -14,7 +14,9 @@ from mhex_text.explanation import Explanation, ExplanationSettings, TextExplanat
 from mhex_text.rendering import segments
 from mhex_text.tokens import word_scores
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "un", "##believ", "##able", "good", "film", ",", "not", "bad"]
+from .encoders import make_tokenizer
+
+WORDS = ["un", "##believ", "##able", "good", "film", ",", "not", "bad"]
 LAYERS, CHANNELS, CLASSES = 5, 6, 3
 LAYER_NAMES = tuple(f"block {index}" for index in range(LAYERS))
 CLASS_NAMES = ("bad", "middling", "good")
@@ -22,15 +24,7 @@ CLASS_NAMES = ("bad", "middling", "good")
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    core = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    core.normalizer = normalizers.BertNormalizer()
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+    return make_tokenizer(WORDS)
 
 
 class Case:

@@ -12,26 +12,14 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel
 
 from mhex_text import RECIPES, MHEXForSequenceClassification, TextBundle, TextRecipe, train
 
+from .encoders import make_tokenizer
+
 WORDS = ["good", "bad", "film", "plot", "the", "a", "of", "what", "and", "long", "short", "it", "was", "by", "in", "on"]
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
 RECIPE = TextRecipe(epochs=4, batch_size=16, learning_rate=5e-3, max_length=12, mixed_precision="no")
-
-
-def make_tokenizer(vocabulary=VOCABULARY):
-    core = Tokenizer(models.WordPiece({word: index for index, word in enumerate(vocabulary)}, unk_token="[UNK]"))
-    core.normalizer = normalizers.BertNormalizer()
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
 
 
 def make_texts(count, seed, *, pairs=False):
@@ -56,7 +44,7 @@ def make_bundle(**changes):
 def make_model(seed=0, **settings):
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=len(VOCABULARY),
+        vocab_size=4 + len(WORDS),
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -69,7 +57,7 @@ def make_model(seed=0, **settings):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return make_tokenizer()
+    return make_tokenizer(WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +213,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(finished, tokenizer, bun
                 return step(*arguments, **settings)
 
             training._Trainer.training_step = counted
-            train(make_model(), make_tokenizer(), make_bundle(), RECIPE, out={str(tmp_path / "out")!r})
+            train(make_model(), make_tokenizer(WORDS), make_bundle(), RECIPE, out={str(tmp_path / "out")!r})
             """
         )
     )
@@ -282,9 +270,9 @@ def test_pairs_without_validation_cut_to_length(tokenizer, tmp_path):
 
 def test_what_does_not_go_together(tokenizer, bundle, tmp_path):
     call = {"model": make_model(), "tokenizer": tokenizer, "bundle": bundle, "recipe": RECIPE, "out": tmp_path / "out"}
-    unpadded = make_tokenizer()
+    unpadded = make_tokenizer(WORDS)
     unpadded.pad_token = None
-    larger = make_tokenizer([*VOCABULARY[:4], "more", *WORDS])
+    larger = make_tokenizer(["more", *WORDS])
     wholly = make_model(freeze_backbone=True)
     wholly.blocks.requires_grad_(requires_grad=False)
     three = make_bundle(class_names=("a", "b", "c"))

@@ -42,6 +42,14 @@ def explain(
 ) -> Explanation:
     """What `MHEXForSequenceClassification.explain` does; its arguments are described there."""
     _checks.positive_int("batch_size", batch_size)
+    shared = {
+        "layer_names": layer_names(model),
+        "class_names": class_names(model),
+        "beta": options.beta,
+        "layers": layers,
+        "layer_weights": layer_weights,
+        "decay": decay,
+    }
     if isinstance(texts_or_batch, BatchEncoding):
         if texts is None:
             raise ValueError("texts must be given beside a batch: a batch does not hold the words as they were written")
@@ -51,7 +59,7 @@ def explain(
             raise ValueError("texts must be given once, got them beside texts_or_batch")
         listed = _listed("texts_or_batch", texts_or_batch)
         if not listed:
-            return _nothing(model, layers, layer_weights, decay, options)
+            return _nothing(model, shared)
         chosen = _tokenizer_of(model) if tokenizer is None else tokenizer
         batch = _tokenized(chosen, listed, most_tokens(model, chosen, max_length))
     encodings = batch.encodings
@@ -71,9 +79,8 @@ def explain(
             part = order[start : start + batch_size]
             rows = [_Row(encodings[index]) for index in part]
             wanted = None if targets is None else targets[part]
-            found += _explained(
-                model, matrices, [listed[index] for index in part], rows, wanted, layers, layer_weights, decay, options
-            )
+            some = [listed[index] for index in part]
+            found += _explained(model, matrices, some, rows, wanted, options, shared)
     places = {index: place for place, index in enumerate(order)}
     return Explanation(tuple(found[places[index]] for index in range(len(listed))), found[0].settings)
 
@@ -99,10 +106,8 @@ def _explained(
     texts: Sequence[str | tuple[str, str]],
     rows: list[_Row],
     target: Tensor | None,
-    layers: Layers,
-    layer_weights: Sequence[float] | None,
-    decay: float,
     options: SaliencyOptions,
+    shared: dict[str, Any],
 ) -> list[TextExplanation]:
     longest = max(1, *(len(row) for row in rows))  # an empty text may have no token at all
     device = next(model.parameters()).device
@@ -133,12 +138,7 @@ def _explained(
         negative=negative,
         probabilities=probabilities,
         target=wanted,
-        layer_names=layer_names(model),
-        class_names=class_names(model),
-        beta=options.beta,
-        layers=layers,
-        layer_weights=layer_weights,
-        decay=decay,
+        **shared,
     )
     return list(made)
 
@@ -154,31 +154,19 @@ def class_names(model: MHEXForSequenceClassification) -> tuple[str, ...]:
     return tuple(str(named[index]) for index in range(len(named)))
 
 
-def _nothing(
-    model: MHEXForSequenceClassification,
-    layers: Layers,
-    layer_weights: Sequence[float] | None,
-    decay: float,
-    options: SaliencyOptions,
-) -> Explanation:
+def _nothing(model: MHEXForSequenceClassification, shared: dict[str, Any]) -> Explanation:
     """The explanation of no texts."""
-    nothing = torch.zeros(0, 1)
-    count = len(model.layer_indices)
+    evidence = [torch.zeros(0, 1)] * len(model.layer_indices)
     return Explanation.from_evidence(
         (),
         offsets=(),
         word_ids=(),
         sequence_ids=(),
-        positive=[nothing] * count,
-        negative=[nothing] * count,
+        positive=evidence,
+        negative=evidence,
         probabilities=torch.zeros(0, len(class_names(model))),
         target=torch.zeros(0, dtype=torch.int64),
-        layer_names=layer_names(model),
-        class_names=class_names(model),
-        beta=options.beta,
-        layers=layers,
-        layer_weights=layer_weights,
-        decay=decay,
+        **shared,
     )
 
 
