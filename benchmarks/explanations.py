@@ -23,6 +23,7 @@ import common
 from mhex_vision import RECIPES, load_classifier, load_data, train
 from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.collaboration import collaboration_study
+from mhex_vision.evaluation import evaluate
 from mhex_vision.explainers import parse
 from mhex_vision.metrics import head_completeness, label_randomization, parameter_randomization, shuffled_labels
 
@@ -36,6 +37,7 @@ PLACES = "pointing,mass_inside,iou"
 
 NETWORKS = {
     "mhex-28": f"{BLOOD} --epochs 10",
+    "again-28": f"{BLOOD} --epochs 10 --seed 1",
     "nogate-28": f"{BLOOD} --epochs 10 --no-gate",
     "joint-28": f"{BLOOD} --epochs 10 --objective joint",
     "downsample-28": f"{BLOOD} --epochs 10 --at downsample",
@@ -52,6 +54,8 @@ NETWORKS = {
     # A plain network learns these images by heart; a judge has to have understood them.
     "judge-lesions": f"{LESIONS} --recipe lesions --seed 1",
 }
+
+BASELINES = ["centre-gaussian", "random"]
 
 # One change at a time from the paper's method, then from what that led to.
 SETTINGS = [
@@ -79,7 +83,6 @@ RIVALS_28 = [
 ]
 OWN = ["mhex", "mhex-paper", "mhex-authors", "mhex:floor=0.5"]
 CAMS_224 = ["gradcam", "gradcam:layer=layer3.1", "gradcam++", "layercam", "layercam:layer=layer3.1", "eigencam"]
-BASELINES = ["centre-gaussian", "random"]
 
 
 @dataclass(frozen=True)
@@ -101,16 +104,26 @@ class Table:
         )
 
 
+def _own_of(kind: str) -> list[str]:
+    """The methods for one of several networks in one table; what looks at no network stands there once."""
+    return ["mhex", "mhex-paper", *(BASELINES if kind == "stage" else ())]
+
+
 TABLES = {
     "settings-28": Table("mhex-28", "judge-28", BLOOD, SETTINGS, DROPS, "--split validation --batch-size 256"),
     "layers-28": Table(
-        "mhex-28", "judge-28", BLOOD, LAYERS, "sad,area_drop", "--split validation --limit 400 --batch-size 200"
+        "mhex-28",
+        "judge-28",
+        BLOOD,
+        [*LAYERS, *BASELINES],
+        "sad,area_drop",
+        "--split validation --limit 400 --batch-size 200",
     ),
     "test-28": Table(
         "mhex-28", "judge-28", BLOOD, RIVALS_28, f"{DROPS},insertion:steps=8,deletion:steps=8", "--batch-size 128"
     ),
     **{
-        f"{kind}-28-maps": Table(f"{kind}-28", "judge-28", BLOOD, ["mhex", "mhex-paper"], DROPS, "--batch-size 256")
+        f"{kind}-28-maps": Table(f"{kind}-28", "judge-28", BLOOD, _own_of(kind), DROPS, "--batch-size 256")
         for kind in ("nogate", "joint", "downsample", "stage")
     },
     # What a user without MHEX has: the rivals on a plain network, whose layers end in a ReLU.
@@ -121,6 +134,7 @@ TABLES = {
         [
             *("gradcam:layer=backbone.layer2", "gradcam:layer=backbone.layer3", "layercam:layer=backbone.layer1"),
             *("layercam:layer=backbone.layer2", "gradcam++:layer=backbone.layer2", "eigencam:layer=backbone.layer2"),
+            *BASELINES,
         ],
         DROPS,
         "--batch-size 256",
@@ -140,7 +154,7 @@ TABLES = {
         "--batch-size 100",
     ),
     **{
-        f"{kind}-lesions-maps": Table(f"{kind}-lesions", "judge-lesions", LESIONS, ["mhex", "mhex-paper"], PLACES)
+        f"{kind}-lesions-maps": Table(f"{kind}-lesions", "judge-lesions", LESIONS, _own_of(kind), PLACES)
         for kind in ("nogate", "joint", "downsample", "stage")
     },
     "settings-224": Table("mhex-224", "judge-224", BLOOD224, SETTINGS_224, DROPS, "--split validation --batch-size 24"),
@@ -155,7 +169,7 @@ TABLES = {
             *("shap:evaluations=200", "integrated-gradients:steps=16", *BASELINES),
         ],
         f"{DROPS},insertion:steps=8,deletion:steps=8",
-        "--batch-size 12 --limit 60",
+        "--batch-size 8 --limit 40",
     ),
     "test-cells": Table(
         "mhex-224",
@@ -227,9 +241,12 @@ def sanity(data: Path, work: Path) -> dict[str, Any]:
 
 
 def labels(data: Path, work: Path) -> dict[str, Any]:
-    """Label randomisation: how much of a map does a network show that learnt labels without meaning by heart?"""
+    """Label randomisation: how much of a map does a network show that learnt labels without meaning?
+
+    Beside it a network that learnt the true labels from another start: so alike are maps of networks that agree.
+    """
     bundle = load_data("bloodmnist", root=data / "medmnist", download=False)
-    trained = load_classifier(work / "mhex-28")
+    trained, again = load_classifier(work / "mhex-28"), load_classifier(work / "again-28")
     if bundle.test is None or not isinstance(trained, MHEXClassifier):
         raise SystemExit("randomisation needs a classifier with heads and test images")
     torch.manual_seed(0)
@@ -238,10 +255,11 @@ def labels(data: Path, work: Path) -> dict[str, Any]:
     result = train(other, shuffled_labels(bundle, seed=0), recipe, out=work / "shuffled-28", seed=0)
     batch = bundle.test.__getitems__(range(200))
     images = bundle.preprocessing.normalize(batch.images)
-    found = {}
-    for method in ("mhex", "mhex-paper"):
-        alike = label_randomization(trained, other, parse(method), images, batch.labels)
-        found[method] = float(alike.nanmean())
+    found: dict[str, dict[str, float]] = {}
+    for method in ("mhex", "mhex-paper", "gradcam:layer=layer2.1", "layercam:layer=layer1.1"):
+        for name, network in (("true labels, another start", again), ("shuffled labels", other)):
+            alike = label_randomization(trained, network, parse(method), images, batch.labels)
+            found.setdefault(method, {})[name] = float(alike.nanmean())
     return {"images": 200, "train_loss": result.history[-1].train_loss, "spearman": found}
 
 
@@ -283,7 +301,34 @@ def study(data: Path, work: Path) -> dict[str, Any]:
     }
 
 
+def cells(data: Path, work: Path) -> dict[str, Any]:
+    """How well the networks of 224 px classify their own test images, and cells of another camera."""
+    _lay_out_cells(data, work / "cells")
+    sets = {"blood224": load_data(str(data / "blood224")), "cells": load_data(str(work / "cells" / "images"))}
+    found: dict[str, Any] = {}
+    for network in ("mhex-224", "judge-224"):
+        model = load_classifier(work / network).eval()
+        for name, bundle in sets.items():
+            if bundle.test is None:
+                raise SystemExit(f"{name} has no test images")
+            metrics = evaluate(model, bundle.test, bundle, batch_size=25)
+            called = torch.zeros(bundle.num_classes, dtype=torch.int64)
+            for part in torch.arange(len(bundle.test)).split(25):
+                images = bundle.preprocessing.normalize(bundle.test.__getitems__(part.tolist()).images)
+                with torch.no_grad():
+                    logits = model(images).logits if isinstance(model, MHEXClassifier) else model(images)
+                called += torch.bincount(logits.argmax(dim=1), minlength=bundle.num_classes)
+            found.setdefault(network, {})[name] = {
+                "images": metrics.images,
+                "accuracy": metrics.accuracy,
+                "head_accuracy": list(metrics.head_accuracy),
+                "called": dict(zip(bundle.class_names, called.tolist(), strict=True)),
+            }
+    return {"networks": found}
+
+
 FUNCTIONS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "cells": cells,
     "sanity": sanity,
     "labels": labels,
     "study": study,

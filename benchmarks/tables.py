@@ -120,7 +120,7 @@ def comparison(*names: str) -> Callable[[], list[str]]:
             prefix = f"{name.split('-')[0]}: " if len(names) > 1 else ""
             first, *_ = record["methods"]
             for method, values in record["methods"].items():
-                row = [f"{prefix}`{method}`"]
+                row = [f"`{method}`" if method in ("centre-gaussian", "random") else f"{prefix}`{method}`"]
                 for metric in metrics:
                     others = [other["scores"][metric]["mean"] for other in record["methods"].values()]
                     best = min(others) if metric.startswith("deletion") else max(others)
@@ -179,15 +179,35 @@ def sanity() -> list[str]:
 
 
 def labels() -> list[str]:
-    """How alike the maps of a network are to those of one that learnt shuffled labels."""
+    """How alike the maps of a network are to those of its like, and of one that learnt shuffled labels."""
     record = _result("explanations/labels")
-    shown = ", ".join(f"`{method}` {value:.2f}" for method, value in record["spearman"].items())
-    loss = f"its loss, the sum over eight heads, came down to {record['train_loss']:.2f}"
-    return [
-        f"Spearman's rank correlation: {shown}. ({record['images']} images; {loss}; {_shape(record)}.)",
-        "",
-        f"`{record['command']}`",
+    kinds = list(next(iter(record["spearman"].values())))
+    lines = ["| method | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|"]
+    for method, values in record["spearman"].items():
+        lines.append(f"| `{method}` | " + " | ".join(f"{values[kind]:.2f}" for kind in kinds) + " |")
+    loss = f"the loss of the shuffled one, the sum over eight heads, came down to {record['train_loss']:.2f}"
+    return [*lines, "", f"{record['images']} images; {loss}; {_shape(record)}.", "", f"`{record['command']}`"]
+
+
+def cells() -> list[str]:
+    """Accuracy on the own test images and on another camera's."""
+    record = _result("explanations/cells")
+    lines = [
+        "| network | test accuracy %, own camera | other camera | each head there, shallow to deep, % | called there |",
+        "|---|---|---|---|---|",
     ]
+    for network, sets in record["networks"].items():
+        own, other = sets["blood224"], sets["cells"]
+        heads = " ".join(f"{100 * value:.0f}" for value in other["head_accuracy"]) or "-"
+        called = ", ".join(f"{count} {name}" for name, count in _by_count(other["called"]) if count)
+        lines.append(
+            f"| {network} | {100 * own['accuracy']:.1f} | {100 * other['accuracy']:.1f} | {heads} | {called} |"
+        )
+    return [*lines, "", f"`{record['command']}` ({_shape(record)})"]
+
+
+def _by_count(counts: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: -item[1])
 
 
 def study() -> list[str]:
@@ -252,11 +272,14 @@ PAGES: dict[Path, dict[str, Callable[[], list[str]]]] = {
     EXPLANATIONS: {
         "test-28": comparison("test-28"),
         "settings-28": comparison("settings-28"),
-        "rectified-28": comparison("rectified-28"),
-        "rectified-lesions": comparison("rectified-lesions"),
         "layers-28": comparison("layers-28"),
         "plain-28": comparison("plain-28-maps"),
         "networks-28": comparison("nogate-28-maps", "joint-28-maps", "downsample-28-maps", "stage-28-maps"),
+        "settings-224": comparison("settings-224"),
+        "test-224": comparison("test-224"),
+        "slow-224": comparison("slow-224"),
+        "cells": cells,
+        "test-cells": comparison("test-cells"),
         "test-lesions": comparison("test-lesions"),
         "networks-lesions": comparison(
             "nogate-lesions-maps", "joint-lesions-maps", "downsample-lesions-maps", "stage-lesions-maps"
