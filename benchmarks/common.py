@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +53,21 @@ def write(name: str, record: dict[str, Any]) -> Path:
     )
     temporary.replace(path)
     return path
+
+
+def run_step(program: str, command: str, folders: dict[str, str]) -> None:
+    """Run `mhex-vision` or `mhex-text` with a command in which folders are named {so}, and stop where it fails."""
+    print(f"{program} {command}", flush=True)
+    words = [sys.executable, "-m", f"{program.replace('-', '_')}.cli", *shlex.split(command.format(**folders))]
+    if subprocess.run(words, check=False).returncode:
+        raise SystemExit("a step failed; what is finished is kept")
+
+
+def keep(name: str, shown: str, record: dict[str, Any]) -> None:
+    """`write`, with another command than the one that is running."""
+    path = write(name, record)
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**kept, "command": shown}, indent=1) + "\n", encoding="utf-8")
 
 
 def spread(values: Sequence[float], *, scale: float = 1.0, digits: int = 2) -> str:

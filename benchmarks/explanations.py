@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -197,15 +194,15 @@ def main() -> None:
     wanted = options.only or [*NETWORKS, *TABLES, *FUNCTIONS]
     for name in wanted:
         if name in NETWORKS:
-            _run(f"train {NETWORKS[name]} --out {{work}}/{name}", folders)
+            common.run_step("mhex-vision", f"train {NETWORKS[name]} --out {{work}}/{name}", folders)
         elif name in TABLES:
             table = TABLES[name]
             for network in (table.network, table.judge):
-                _run(f"train {NETWORKS[network]} --out {{work}}/{network}", folders)
+                common.run_step("mhex-vision", f"train {NETWORKS[network]} --out {{work}}/{network}", folders)
             if table.data == CELLS:
                 _lay_out_cells(options.data, options.work / "cells")
             command = table.command(name)
-            _run(command, folders)
+            common.run_step("mhex-vision", command, folders)
             summary = json.loads((options.work / name / "summary.json").read_text(encoding="utf-8"))
             summary["settings"].pop("note")  # where the folders lay
             _keep(name, command, summary)
@@ -335,20 +332,11 @@ FUNCTIONS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
 }
 
 
-def _run(command: str, folders: dict[str, str]) -> None:
-    print(f"mhex-vision {command}", flush=True)
-    words = [sys.executable, "-m", "mhex_vision.cli", *shlex.split(command.format(**folders))]
-    if subprocess.run(words, check=False).returncode:
-        raise SystemExit("a step failed; what is finished is kept")
-
-
 def _keep(name: str, command: str | None, record: dict[str, Any]) -> None:
     shown = f"python benchmarks/explanations.py --data DATA --work WORK --only {name}"
     if command is not None:
         shown = "mhex-vision " + " ".join(command.format(data="DATA", work="WORK").split())
-    path = common.write(f"explanations/{name}", record)
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**kept, "command": shown}, indent=1) + "\n", encoding="utf-8")
+    common.keep(f"explanations/{name}", shown, record)
 
 
 def _lay_out_cells(data: Path, place: Path) -> None:

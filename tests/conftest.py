@@ -21,3 +21,11 @@ def vision_python():
     forge = Forge("torchvision", "torchmetrics", "accelerate", "safetensors.torch", "matplotlib.figure")
     yield forge
     forge.close()
+
+
+@pytest.fixture(scope="session")
+def text_python():
+    """Starts processes that have imported what mhex-text stands on."""
+    forge = Forge("torch", "transformers.models.bert.modeling_bert", "transformers.trainer", "datasets", "accelerate")
+    yield forge
+    forge.close()

@@ -1,8 +1,10 @@
-"""`load_texts`: files of each kind, columns and labels found or given, damaged rows left out, AG News."""
+"""`load_texts`: files of each kind, columns, labels and rationales found or given, damaged rows left out, AG News."""
 
+import importlib
 import itertools
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -72,7 +74,9 @@ def test_columns_are_found_or_given(tmp_path):
     assert load_texts(path, validation=0, text="id").train["text"][3] == "x"
     with pytest.raises(ValueError, match=r"text must be one of the columns id, Sentence, CLASS of a.csv, got 'words'"):
         load_texts(path, text="words")
-    with pytest.raises(ValueError, match=r"text, pair and label must be different columns"):
+    with pytest.raises(
+        ValueError, match=r"label and rationale must be different columns, got text='CLASS', label='CLASS'"
+    ):
         load_texts(path, text="CLASS")
     path = write(tmp_path / "b.csv", [("x", "y")], ("first", "second"))
     with pytest.raises(ValueError, match=r"text must be one of the columns first, second of b.csv, got None"):
@@ -163,6 +167,21 @@ def test_damaged_lines_of_json(tmp_path):
         assert list(load_texts(path, validation=0).train["text"]) == ["x", "z"]
 
 
+def test_a_missing_second_text_is_damage(tmp_path):
+    rows = [("one", "other", "a"), ("two", None, "b"), ("three", "other", "b")]
+    path = write(tmp_path / "a.jsonl", rows, ("premise", "hypothesis", "label"))
+    with pytest.warns(UnreadableTextWarning, match=r"left out 1 of 3 rows \(line 2: no pair\)"):
+        assert list(load_texts(path, validation=0).train["text"]) == ["one", "three"]
+
+
+def test_brackets_without_end_spoil_their_own_line_alone(tmp_path):
+    path = write(tmp_path / "a.jsonl", [("x", "a"), ("y", "b")])
+    deep = "[" * 200_000
+    path.write_text(f'{path.read_text()}{{"text": {deep}\n')
+    with pytest.warns(UnreadableTextWarning, match=r"left out 1 of 3 rows \(line 3: not a row of 2 columns\)"):
+        assert list(load_texts(path, validation=0).train["text"]) == ["x", "y"]
+
+
 def test_a_file_without_a_usable_row(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text,label\n,\n")
@@ -178,8 +197,9 @@ def test_a_file_without_a_usable_row(tmp_path):
     ("options", "error", "message"),
     [
         ({"source": 3}, TypeError, "source must be a name or a path, got int"),
-        ({"source": "nowhere"}, FileNotFoundError, "source must be 'ag_news', a file or a folder"),
+        ({"source": "nowhere"}, FileNotFoundError, "source must be 'ag_news', 'synthetic-notes', a file or a folder"),
         ({"text": 3}, TypeError, "text must be the name of a column or None, got int"),
+        ({"rationale": ["a"]}, TypeError, "rationale must be the name of a column or None, got list"),
         ({"validation": 0.6}, ValueError, r"validation must be in \[0, 0.4\], got 0.6"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"seed": 0.5}, TypeError, "seed must be an int, got float"),
@@ -188,6 +208,7 @@ def test_a_file_without_a_usable_row(tmp_path):
         ({"class_names": ["a", "a"]}, ValueError, "class_names must hold at least two different names"),
         ({"root": "here"}, ValueError, "root belongs to source='ag_news'"),
         ({"source": "ag_news", "text": "text"}, ValueError, "text must be None for 'ag_news'"),
+        ({"source": "ag_news", "rationale": "why"}, ValueError, "rationale must be None for 'ag_news'"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, options, error, message):
@@ -214,6 +235,119 @@ def test_a_bundle_is_checked():
     ):
         with pytest.raises(error, match=next(iter(change))):
             TextBundle(**{**settings, **change})
+
+
+MARKED = [
+    (f"{'é' * (n % 4)}\U0001f680 text {n}", [[0, 1 + n % 4], [n % 4 + 2, n % 4 + 6]] if n % 5 else [], "ab"[n % 2])
+    for n in range(40)
+]
+
+
+def words_of(texts):
+    """Text, what its spans cover, for each row of a split."""
+    marked = zip(texts["text"], texts["rationale"], strict=True)
+    return {text: [text[start:end] for start, end in spans] for text, spans in marked}
+
+
+@pytest.mark.parametrize("name", ["rationale", "Rationales", "reasons"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_rationales_stay_with_their_texts(tmp_path, ending, name):
+    path = write(tmp_path / f"a.{ending}", MARKED, ("text", name, "label"))
+    bundle = load_texts(path, validation=0.2, **({"rationale": name} if name == "reasons" else {}))
+    wanted = {text: [text[slice(*span)] for span in spans] for text, spans, _ in MARKED}
+    found = {}
+    for texts in bundle.splits().values():
+        assert texts.features["rationale"] == datasets.List(datasets.List(datasets.Value("int64")))
+        found |= words_of(texts)
+    assert len(bundle.splits()) == 3
+    assert found == wanted
+    assert found["ééé\U0001f680 text 3"] == ["ééé\U0001f680", "text"]
+
+
+def test_rationales_of_pairs_and_of_one_file_among_several(tmp_path):
+    rows = [("a first text", "other", [[2, 7]], n % 2) for n in range(10)]
+    write(tmp_path / "test.jsonl", rows, ("premise", "hypothesis", "rationale", "label"))
+    write(tmp_path / "train.jsonl", [(row[0], row[1], row[3]) for row in rows], ("premise", "hypothesis", "label"))
+    bundle = load_texts(tmp_path, validation=0)
+    assert words_of(bundle.test) == {"a first text": ["first"]}
+    assert bundle.train.column_names == ["text", "pair", "label"]
+    with pytest.raises(ValueError, match=r"rationale must be one of the columns premise, .* got 'rationale'"):
+        load_texts(tmp_path, rationale="rationale")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_text_that_nobody_marked_has_an_empty_rationale(tmp_path, ending):
+    blank = "" if ending == "csv" else None
+    rows = [("x", blank, "a"), ("y", [], "b"), ("z", blank, "b")]
+    path = write(tmp_path / f"a.{ending}", rows, ("text", "rationale", "label"))
+    texts = load_texts(path, validation=0).train
+    assert list(texts["rationale"]) == [[], [], []]
+    assert texts.features["rationale"] == datasets.List(datasets.List(datasets.Value("int64")))
+
+
+@pytest.mark.parametrize(
+    ("spans", "reason"),
+    [
+        ([[0, 5]], r"with 0 <= start < end <= 4, the length of the text, got \[0, 5\]"),
+        ([[-1, 2]], r"got \[-1, 2\]"),
+        ([[2, 2]], r"got \[2, 2\]"),
+        ([[3, 1]], r"got \[3, 1\]"),
+        ([[0, 2.0]], r"of whole numbers, got \[0, 2\.0\]"),
+        ([[False, True]], r"of whole numbers, got \[False, True\]"),
+        ([[0, 1, 2]], r"of whole numbers, got \[0, 1, 2\]"),
+        ([0, 2], r"of whole numbers, got 0"),
+        ("[[0, 2]", r"a list of spans \[start, end\], got '\[\[0, 2\]'"),
+        ("[" * 100_000, r"a list of spans \[start, end\], got '\[\[\["),
+        ({"start": 0}, r"a list of spans \[start, end\], got \{'start': 0\}"),
+        (True, r"a list of spans \[start, end\], got True"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_damaged_rationale_is_a_damaged_row(tmp_path, ending, spans, reason):
+    rows = [("good", [[0, 4]], "a"), ("also", spans, "b"), ("fine", [[1, 2], [0, 4]], "b")]
+    if ending == "csv":
+        rows = [(text, given if isinstance(given, str) else json.dumps(given), label) for text, given, label in rows]
+    path = write(tmp_path / f"a.{ending}", rows, ("text", "rationale", "label"))
+    line = 3 if ending == "csv" else 2
+    with pytest.warns(UnreadableTextWarning, match=rf"left out 1 of 3 rows \(line {line}: rationale must .*{reason}"):
+        bundle = load_texts(path, validation=0)
+    assert list(bundle.train["rationale"]) == [[[0, 4]], [[1, 2], [0, 4]]]
+
+
+def test_reasons_in_words_are_left_aside_unless_asked_for(tmp_path):
+    rows = [("x", "because", "a"), ("y", "[sic] it is so", "b")]
+    path = write(tmp_path / "a.csv", rows, ("text", "rationale", "label"))
+    assert load_texts(path, validation=0).train.column_names == ["text", "label"]
+    assert list(load_texts(path, validation=0, text="rationale").train["text"]) == ["because", "[sic] it is so"]
+    with pytest.raises(ValueError, match=r"got none .line 2: rationale must be a list of spans .* got 'because'"):
+        load_texts(path, rationale="rationale")
+    with pytest.raises(ValueError, match="must be different columns, got text='rationale'"):
+        load_texts(path, text="rationale", rationale="rationale")
+
+
+def test_a_bundle_checks_its_rationales():
+    def bundle(rationale):
+        texts = datasets.Dataset.from_dict({"text": ["four", "x"], "label": [0, 1], "rationale": rationale})
+        plain = texts.remove_columns("rationale")
+        return TextBundle(name="n", train=plain, validation=None, test=texts, class_names=("a", "b"))
+
+    assert list(bundle([[[0, 4], [0, 2]], []]).test["rationale"]) == [[[0, 4], [0, 2]], []]
+    for rationale, error, message in (
+        ([[], [[0, 2]]], ValueError, r"test\['rationale'\]\[1\] must hold spans with 0 <= start < end <= 1"),
+        ([[], None], TypeError, r"test\['rationale'\]\[1\] must be a list of spans \[start, end\], got None"),
+        ([[[0.0, 1.0]], []], TypeError, r"of whole numbers, got \[0\.0, 1\.0\]"),
+        (["[[0, 1]]", ""], TypeError, r"must be a list of spans"),
+    ):
+        with pytest.raises(error, match=message):
+            bundle(rationale)
+
+
+def test_without_the_extra_its_name_is_told(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("mhex_text.data")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"pip install 'mhex-text\[train\]'"):
+        importlib.import_module("mhex_text.data")
 
 
 AG_NEWS = [(1 + n % 4, f"Title {n}", f"Description, with a \\ and {n}") for n in range(40)]

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from mhex_core import token_saliency
 from mhex_text import Explanation, MHEXForSequenceClassification
+from mhex_text.capture import capture
 
 from .encoders import CASES, make_encoder, make_tokenizer
 
@@ -84,11 +85,30 @@ def test_scores_are_those_of_the_equation(model, tokenizer, options):
         [matrix.double() for matrix in model.equivalent_matrices()],
         1,
         backend="reference",
-        **options,
+        **{"beta": 1.0, **options},
     )
     (item,) = model.explain(text, 1, tokenizer=tokenizer, **options)
     assert [token.score for token in item.tokens] == pytest.approx(expected[0, 1:-1].tolist(), rel=1e-4, abs=1e-5)
     assert item.probabilities == pytest.approx(output.logits.softmax(dim=1)[0].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("case", ["bert", "distilbert", "deberta-v2", "modernbert"])
+def test_evidence_weighed_by_attention(case, tokenizer):
+    model = make_model(case)
+    before = model.encoder.config._attn_implementation
+    plain = model.explain(TEXTS, tokenizer=tokenizer, layers="all")
+    weighed = model.explain(TEXTS, tokenizer=tokenizer, layers="all", attention=True)
+    assert model.encoder.config._attn_implementation == before
+    for text, one, other in zip(TEXTS, plain, weighed, strict=True):
+        seen = capture(model, tokenizer(text, return_tensors="pt"), graph=False)
+        received = sum(layer.mean(dim=(1, 2)) for layer in seen.attentions)[0, 1:-1].tolist()
+        expected = [token.score * factor for token, factor in zip(one.tokens, received, strict=True)]
+        assert [token.score for token in other.tokens] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    apart = model.explain(TEXTS, tokenizer=tokenizer, layers="all", attention=True, batch_size=1)
+    assert_alike(scores(apart), scores(weighed))
+    less = weighed.reweighted(beta=0.0)
+    assert_alike(scores(less), scores(model.explain(TEXTS, tokenizer=tokenizer, layers="all", attention=True, beta=0)))
 
 
 def test_kernels_and_plain_torch_agree(model, tokenizer, monkeypatch):

@@ -12,7 +12,7 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 
 from mhex_text import RECIPES, MHEXForSequenceClassification, TextBundle, TextRecipe, train
 
@@ -41,9 +41,9 @@ def make_bundle(**changes):
     return TextBundle(**{**settings, "validation": make_texts(64, 1), "test": make_texts(64, 2), **changes})
 
 
-def make_model(seed=0, **settings):
-    torch.manual_seed(seed)
-    config = BertConfig(
+def make_config(**settings):
+    return BertConfig(
+        **settings,
         vocab_size=4 + len(WORDS),
         hidden_size=32,
         num_hidden_layers=2,
@@ -52,6 +52,11 @@ def make_model(seed=0, **settings):
         max_position_embeddings=24,
         initializer_range=0.1,
     )
+
+
+def make_model(seed=0, **settings):
+    torch.manual_seed(seed)
+    config = make_config()
     return MHEXForSequenceClassification.from_encoder(BertModel(config), 2, **settings)
 
 
@@ -255,6 +260,33 @@ def test_frozen_ungated_and_joint(tokenizer, bundle, tmp_path, settings):
     assert_same_bits(model.state_dict(), MHEXForSequenceClassification.from_pretrained(tmp_path).state_dict())
 
 
+def test_a_plain_classifier_is_trained_alike(tokenizer, bundle, tmp_path):
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(make_config(num_labels=2))
+    recipe = replace(RECIPE, epochs=3, gradient_checkpointing=True)
+    lines = []
+    result = train(model, tokenizer, bundle, recipe, out=tmp_path, on_epoch=lines.append)
+    assert result.test.accuracy > 0.9
+    assert result.test.head_accuracy == ()
+    assert [line.epoch for line in lines] == [1, 2, 3]
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["network"]["plain"] == type(model).__name__
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.config.id2label == {0: "good", 1: "bad"}
+    assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in loaded.state_dict().items())
+    with pytest.raises(ValueError, match=r"network\.plain is 'BertForSequenceClassification' there and None here"):
+        train(make_model(), tokenizer, bundle, recipe, out=tmp_path)
+
+
+def test_another_run_is_replaced_where_that_is_allowed(tokenizer, bundle, tmp_path):
+    short = replace(RECIPE, epochs=1)
+    train(make_model(), tokenizer, bundle, short, out=tmp_path, seed=1)
+    with pytest.raises(ValueError, match=r"seed is 1 there and 2 here.*; choose another folder, or allow to overwrite"):
+        train(make_model(), tokenizer, bundle, short, out=tmp_path, seed=2)
+    again = train(make_model(), tokenizer, bundle, short, out=tmp_path, seed=2, overwrite=True)
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["seed"] == 2
+    assert len(again.history) == 1
+
+
 def test_pairs_without_validation_cut_to_length(tokenizer, tmp_path):
     data = make_bundle(train=make_texts(64, 0, pairs=True), validation=None, test=make_texts(32, 1, pairs=True))
     recipe = replace(RECIPE, epochs=1, max_length=9, schedule="constant")
@@ -277,7 +309,11 @@ def test_what_does_not_go_together(tokenizer, bundle, tmp_path):
     wholly.blocks.requires_grad_(requires_grad=False)
     three = make_bundle(class_names=("a", "b", "c"))
     for changes, error, message in (
-        ({"model": torch.nn.Linear(2, 2)}, TypeError, "model must be an MHEXForSequenceClassification, got Linear"),
+        (
+            {"model": torch.nn.Linear(2, 2)},
+            TypeError,
+            "model must be an MHEXForSequenceClassification or .*, got Linear",
+        ),
         ({"tokenizer": None}, TypeError, "tokenizer must be a fast tokenizer, got NoneType"),
         ({"tokenizer": unpadded}, ValueError, "tokenizer must have a padding token"),
         ({"tokenizer": larger}, ValueError, "the encoder knows 20 tokens, got token 20"),

@@ -16,13 +16,18 @@ from mhex_text.adapters import (
 )
 from mhex_text.configuration import MHEXTextConfig
 from mhex_text.explanation import Explanation, TextExplanation, Token, Word
+from mhex_text.history import TextEpoch, TextMetrics, TextTrainingResult
 from mhex_text.plausibility import token_auprc, token_f1, token_iou
+from mhex_text.recipes import RECIPES, TextRecipe
 from mhex_text.tokens import WordScore, score_mask, word_scores
 
 if TYPE_CHECKING:
+    from mhex_text.batch import TokenBatch
+    from mhex_text.comparison import TextComparison, compare
     from mhex_text.data import TextBundle, UnreadableTextWarning, load_texts
+    from mhex_text.judge import TextJudge
     from mhex_text.modeling import MHEXForSequenceClassification, MHEXTextOutput
-    from mhex_text.training import RECIPES, TextEpoch, TextMetrics, TextRecipe, TextTrainingResult, train
+    from mhex_text.training import train
 
 __version__ = version("mhex-text")
 
@@ -36,15 +41,19 @@ __all__ = [
     "PostNormAdapter",
     "PreNormAdapter",
     "TextBundle",
+    "TextComparison",
     "TextEpoch",
     "TextExplanation",
+    "TextJudge",
     "TextMetrics",
     "TextRecipe",
     "TextTrainingResult",
     "Token",
+    "TokenBatch",
     "UnreadableTextWarning",
     "Word",
     "WordScore",
+    "compare",
     "key_mask",
     "load_texts",
     "register_adapter",
@@ -62,13 +71,12 @@ __all__ = [
 _LAZY = {
     "MHEXForSequenceClassification": "modeling",
     "MHEXTextOutput": "modeling",
-    "RECIPES": "training",
     "TextBundle": "data",
-    "TextEpoch": "training",
-    "TextMetrics": "training",
-    "TextRecipe": "training",
-    "TextTrainingResult": "training",
+    "TextComparison": "comparison",
+    "TextJudge": "judge",
+    "TokenBatch": "batch",
     "UnreadableTextWarning": "data",
+    "compare": "comparison",
     "load_texts": "data",
     "train": "training",
 }

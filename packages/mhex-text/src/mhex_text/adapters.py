@@ -12,11 +12,10 @@ Another architecture takes a class of about twenty lines:
     from mhex_text import PostNormAdapter, key_mask, register_adapter
 
     class BertGenerationAdapter(PostNormAdapter):
-        def embed(self, encoder, *, input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids):
-            hidden = encoder.embeddings(
-                input_ids=input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds
-            )
-            return hidden, (key_mask(encoder, hidden, attention_mask),)
+        def embed(self, encoder, **inputs):
+            wanted = {name: inputs[name] for name in ("input_ids", "inputs_embeds", "position_ids")}
+            hidden = encoder.embeddings(**wanted)
+            return hidden, (key_mask(encoder, hidden, inputs["attention_mask"]),)
 
         def attend(self, encoder, index, hidden, context):
             (mask,) = context
@@ -38,7 +37,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -50,7 +49,28 @@ from mhex_core import BlockOutput, MHEXBlock
 Context = tuple[Tensor | None, ...]
 """What every layer of one forward pass needs besides its input, in an order that is the adapter's own affair."""
 
+Step = Callable[[Tensor], Tensor]
+"""A dropout or a normalisation: (B, T, C) to (B, T, C)."""
+
 _ATTENTION = ("eager", "sdpa")
+
+
+class EncoderInputs(TypedDict):
+    """What the model was called with; exactly one of `input_ids` and `inputs_embeds` is there.
+
+    Attributes:
+        input_ids: (B, T), or None where `inputs_embeds` is given.
+        inputs_embeds: (B, T, E), or None where `input_ids` is given.
+        attention_mask: (B, T), not 0 where a token is real, or None where all are.
+        token_type_ids: (B, T) or None. An architecture without segments leaves them aside.
+        position_ids: (B, T) or None.
+    """
+
+    input_ids: Tensor | None
+    inputs_embeds: Tensor | None
+    attention_mask: Tensor | None
+    token_type_ids: Tensor | None
+    position_ids: Tensor | None
 
 
 def key_mask(encoder: Any, hidden: Tensor, attention_mask: Tensor | None) -> Tensor | None:
@@ -129,25 +149,12 @@ class Adapter(ABC):
         return AutoModel.from_pretrained(name_or_path, config=config, **self._without_pooler(config))
 
     @abstractmethod
-    def embed(
-        self,
-        encoder: Any,
-        *,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-    ) -> tuple[Tensor, Context]:
+    def embed(self, encoder: Any, **inputs: Unpack[EncoderInputs]) -> tuple[Tensor, Context]:
         """What the first layer reads.
 
         Args:
             encoder: The encoder.
-            input_ids: (B, T), or None where `inputs_embeds` is given.
-            inputs_embeds: (B, T, E), or None where `input_ids` is given.
-            attention_mask: (B, T), not 0 where a token is real, or None where all are.
-            token_type_ids: (B, T) or None. An architecture without segments leaves them aside.
-            position_ids: (B, T) or None.
+            **inputs: All of `EncoderInputs`. A class may name those it needs, and take the others as `**rest`.
 
         Returns:
             The embeddings (B, T, C), and the tensors every layer needs besides: masks, positions.
@@ -196,7 +203,7 @@ class PostNormAdapter(Adapter):
     """Encoders that normalise after the addition: LayerNorm(x + dropout(r)), gated LayerNorm(dropout(g (x + r)))."""
 
     @abstractmethod
-    def tail(self, encoder: Any, index: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    def tail(self, encoder: Any, index: int) -> tuple[Step, Step]:
         """The dropout and the normalisation that end layer `index`."""
 
     def after(self, encoder: Any, index: int, hidden: Tensor, context: Context) -> Tensor:  # noqa: ARG002
@@ -231,29 +238,25 @@ class PreNormAdapter(Adapter):
         return output.activation, output
 
 
+def _without_mask(inputs: EncoderInputs) -> dict[str, Tensor | None]:
+    """What embeddings built like BERT's take."""
+    return {
+        "input_ids": inputs["input_ids"],
+        "inputs_embeds": inputs["inputs_embeds"],
+        "token_type_ids": inputs["token_type_ids"],
+        "position_ids": inputs["position_ids"],
+    }
+
+
 class BertAdapter(PostNormAdapter):
     """BERT and what is built like it: MiniLM, RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA."""
 
-    def embed(
-        self,
-        encoder: Any,
-        *,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-    ) -> tuple[Tensor, Context]:
+    def embed(self, encoder: Any, **inputs: Unpack[EncoderInputs]) -> tuple[Tensor, Context]:
         """See `Adapter.embed`."""
-        hidden = encoder.embeddings(
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-        )
+        hidden = encoder.embeddings(**_without_mask(inputs))
         if hasattr(encoder, "embeddings_project"):  # ELECTRA, where embeddings are narrower than C
             hidden = encoder.embeddings_project(hidden)
-        return hidden, (key_mask(encoder, hidden, attention_mask),)
+        return hidden, (key_mask(encoder, hidden, inputs["attention_mask"]),)
 
     def attend(self, encoder: Any, index: int, hidden: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """See `Adapter.attend`."""
@@ -262,7 +265,7 @@ class BertAdapter(PostNormAdapter):
         shortcut = layer.attention(hidden, attention_mask=mask)[0]
         return shortcut, layer.output.dense(layer.intermediate(shortcut))
 
-    def tail(self, encoder: Any, index: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    def tail(self, encoder: Any, index: int) -> tuple[Step, Step]:
         """See `PostNormAdapter.tail`."""
         output = encoder.encoder.layer[index].output
         return output.dropout, output.LayerNorm
@@ -271,20 +274,13 @@ class BertAdapter(PostNormAdapter):
 class DistilBertAdapter(PostNormAdapter):
     """DistilBERT, which has no segments: token types are left aside."""
 
-    def embed(
-        self,
-        encoder: Any,
-        *,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,  # noqa: ARG002
-        position_ids: Tensor | None,
-    ) -> tuple[Tensor, Context]:
+    def embed(self, encoder: Any, **inputs: Unpack[EncoderInputs]) -> tuple[Tensor, Context]:
         """See `Adapter.embed`."""
         # Piece by piece: the embeddings of transformers 4 take no positions.
-        parts = encoder.embeddings
-        words = parts.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        parts, attention_mask, position_ids = encoder.embeddings, inputs["attention_mask"], inputs["position_ids"]
+        words = inputs["inputs_embeds"]
+        if words is None:
+            words = parts.word_embeddings(inputs["input_ids"])
         if position_ids is None:
             position_ids = torch.arange(words.shape[1], device=words.device)[None]
         hidden = parts.dropout(parts.LayerNorm(words + parts.position_embeddings(position_ids)))
@@ -306,7 +302,7 @@ class DistilBertAdapter(PostNormAdapter):
         feed_forward = layer.ffn
         return shortcut, feed_forward.lin2(feed_forward.activation(feed_forward.lin1(shortcut)))
 
-    def tail(self, encoder: Any, index: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    def tail(self, encoder: Any, index: int) -> tuple[Step, Step]:
         """See `PostNormAdapter.tail`."""
         layer = encoder.transformer.layer[index]
         return layer.ffn.dropout, layer.output_layer_norm
@@ -320,27 +316,13 @@ def _takes_query(encoder: Any) -> bool:
 class DebertaV2Adapter(PostNormAdapter):
     """DeBERTa-v2 and v3, with their relative positions and, where there is one, their convolution."""
 
-    def embed(
-        self,
-        encoder: Any,
-        *,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-    ) -> tuple[Tensor, Context]:
+    def embed(self, encoder: Any, **inputs: Unpack[EncoderInputs]) -> tuple[Tensor, Context]:
         """See `Adapter.embed`."""
-        given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+        embeds, attention_mask = inputs["inputs_embeds"], inputs["attention_mask"]
+        given = inputs["input_ids"] if embeds is None else embeds[..., 0]
         assert given is not None  # noqa: S101  # the model has seen to it
         real = torch.ones_like(given, dtype=torch.long) if attention_mask is None else (attention_mask != 0).long()
-        hidden = encoder.embeddings(
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            mask=real,
-        )
+        hidden = encoder.embeddings(**_without_mask(inputs), mask=real)
         layers = encoder.encoder
         return hidden, (layers.get_attention_mask(real), layers.get_rel_pos(hidden), real, hidden)
 
@@ -353,7 +335,7 @@ class DebertaV2Adapter(PostNormAdapter):
         )[0]
         return shortcut, layer.output.dense(layer.intermediate(shortcut))
 
-    def tail(self, encoder: Any, index: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    def tail(self, encoder: Any, index: int) -> tuple[Step, Step]:
         """See `PostNormAdapter.tail`."""
         output = encoder.encoder.layer[index].output
         return output.dropout, output.LayerNorm
@@ -375,19 +357,13 @@ class ModernBertAdapter(PreNormAdapter):
     no segments: token types are left aside.
     """
 
-    def embed(
-        self,
-        encoder: Any,
-        *,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,  # noqa: ARG002
-        position_ids: Tensor | None,
-    ) -> tuple[Tensor, Context]:
+    def embed(self, encoder: Any, **inputs: Unpack[EncoderInputs]) -> tuple[Tensor, Context]:
         """See `Adapter.embed`."""
-        parts = encoder.embeddings
-        hidden = parts.drop(parts.norm(parts.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds))
+        parts, attention_mask, position_ids = encoder.embeddings, inputs["attention_mask"], inputs["position_ids"]
+        words = inputs["inputs_embeds"]
+        if words is None:
+            words = parts.tok_embeddings(inputs["input_ids"])
+        hidden = parts.drop(parts.norm(words))
         tokens = torch.arange(hidden.shape[1], device=hidden.device)
         if position_ids is None:
             position_ids = tokens[None]

@@ -6,18 +6,23 @@ Source: Sun and Liò, "Multi-Head Explainer" (arXiv 2501.01311), saliency equati
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer, BatchEncoding
 
 from mhex_core import SaliencyOptions, _checks, signed_maps
+from mhex_core.attention import attention_received
+from mhex_core.modes import in_evaluation_mode
+from mhex_text.capture import attention_shown
 from mhex_text.explanation import Explanation, Layers, TextExplanation
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from mhex_text.modeling import MHEXForSequenceClassification
 
 Texts: TypeAlias = str | Sequence[str] | Sequence[tuple[str, str]]
@@ -38,10 +43,12 @@ def explain(
     layers: Layers,
     layer_weights: Sequence[float] | None,
     decay: float,
+    attention: bool,
     options: SaliencyOptions,
 ) -> Explanation:
     """What `MHEXForSequenceClassification.explain` does; its arguments are described there."""
     _checks.positive_int("batch_size", batch_size)
+    _checks.flag("attention", attention)
     shared = {
         "layer_names": layer_names(model),
         "class_names": class_names(model),
@@ -73,14 +80,14 @@ def explain(
     # Texts of like length together: the less padding, the less to compute.
     order = sorted(range(len(listed)), key=lambda index: -_real(encodings[index]))
     found: list[TextExplanation] = []
-    with _in_evaluation_mode(model), torch.no_grad():
+    with in_evaluation_mode(model), torch.no_grad():
         matrices = model.equivalent_matrices()
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
             rows = [_Row(encodings[index]) for index in part]
             wanted = None if targets is None else targets[part]
             some = [listed[index] for index in part]
-            found += _explained(model, matrices, some, rows, wanted, options, shared)
+            found += _explained(model, matrices, some, rows, wanted, options, shared, attention=attention)
     places = {index: place for place, index in enumerate(order)}
     return Explanation(tuple(found[places[index]] for index in range(len(listed))), found[0].settings)
 
@@ -108,6 +115,8 @@ def _explained(
     target: Tensor | None,
     options: SaliencyOptions,
     shared: dict[str, Any],
+    *,
+    attention: bool,
 ) -> list[TextExplanation]:
     longest = max(1, *(len(row) for row in rows))  # an empty text may have no token at all
     device = next(model.parameters()).device
@@ -115,13 +124,16 @@ def _explained(
     def padded(values: list[list[Any]], filler: Any) -> list[list[Any]]:
         return [row + [filler] * (longest - len(row)) for row in values]
 
-    output = model(
-        input_ids=torch.tensor(padded([row.ids for row in rows], _padding_id(model)), device=device),
-        attention_mask=torch.tensor(padded([[1] * len(row) for row in rows], 0), device=device),
-        token_type_ids=torch.tensor(padded([row.types for row in rows], 0), device=device),
-        output_activations=True,
-        return_dict=True,
-    )
+    real = torch.tensor(padded([[1] * len(row) for row in rows], 0), device=device)
+    showing: AbstractContextManager[dict[int, Tensor]] = attention_shown(model) if attention else nullcontext({})
+    with showing as seen:
+        output = model(
+            input_ids=torch.tensor(padded([row.ids for row in rows], _padding_id(model)), device=device),
+            attention_mask=real,
+            token_type_ids=torch.tensor(padded([row.types for row in rows], 0), device=device),
+            output_activations=True,
+            return_dict=True,
+        )
     logits = output.logits.float()
     probabilities = logits.sigmoid() if model.config.multi_label else logits.softmax(dim=1)
     wanted = probabilities.argmax(dim=1) if target is None else target.to(device)
@@ -129,6 +141,9 @@ def _explained(
     columns = [layer.transpose(1, 2).unsqueeze(-1) for layer in output.activations]
     evidence = signed_maps(columns, matrices, wanted, options=options)
     positive, negative = ([layer.squeeze(-1) for layer in part] for part in evidence)
+    if attention:
+        received = attention_received([seen[index].float() for index in sorted(seen)], mask=real)
+        positive, negative = ([layer * received for layer in part] for part in (positive, negative))
     made = Explanation.from_evidence(
         cast("Sequence[str]", texts),
         offsets=padded([row.offsets for row in rows], (0, 0)),
@@ -148,7 +163,7 @@ def layer_names(model: MHEXForSequenceClassification) -> tuple[str, ...]:
     return tuple(f"layer {index}" for index in model.layer_indices)
 
 
-def class_names(model: MHEXForSequenceClassification) -> tuple[str, ...]:
+def class_names(model: PreTrainedModel) -> tuple[str, ...]:
     """The names of the K classes."""
     named: dict[Any, Any] = model.config.id2label or {}
     return tuple(str(named[index]) for index in range(len(named)))
@@ -217,7 +232,7 @@ def _tokenized(tokenizer: Any, texts: list[str] | list[tuple[str, str]], max_len
     return found
 
 
-def most_tokens(model: MHEXForSequenceClassification, tokenizer: Any, max_length: int | None) -> int | None:
+def most_tokens(model: PreTrainedModel, tokenizer: Any, max_length: int | None) -> int | None:
     """How many tokens a text may have: what was asked for, within what tokenizer and encoder take."""
     limits = []
     if max_length is not None:
@@ -225,7 +240,7 @@ def most_tokens(model: MHEXForSequenceClassification, tokenizer: Any, max_length
     told = getattr(tokenizer, "model_max_length", None)
     if isinstance(told, int) and told < _NO_LIMIT:
         limits.append(told)
-    config = model.config.encoder
+    config = getattr(model.config, "encoder", model.config)
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
         # RoBERTa and its kin begin to count positions behind the padding's number.
@@ -252,16 +267,3 @@ def _padding_id(model: MHEXForSequenceClassification) -> int:
 
 def _real(encoding: Any) -> int:
     return int(sum(encoding.attention_mask))
-
-
-@contextlib.contextmanager
-def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every part in evaluation mode for a while, and in its own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -217,7 +217,8 @@ class MHEXForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyped
         layers: ExplainedLayers = 3,
         layer_weights: Sequence[float] | None = None,
         decay: float = 1.0,
-        beta: float = 0.0,
+        attention: bool = False,
+        beta: float = 1.0,
         tau_pos: float | None = None,
         tau_neg: float = 0.1,
         sharpness: Sharpness = "hard",
@@ -241,7 +242,10 @@ class MHEXForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyped
                 blocks, or "all".
             layer_weights: lambda_l, one number for each block that is added up; None means decay^(count - place).
             decay: See `layer_weights`; 1 counts them alike.
-            beta: How much negative evidence counts, in [0, 1].
+            attention: Whether the evidence at a token is multiplied by the attention that the token receives, see
+                `mhex_core.attention.attention_received`. The encoder then runs its eager attention for the call.
+            beta: How much negative evidence counts, in [0, 1]. (The paper recommends 0; on texts 1 did better, see
+                docs/results/texts.md.)
             tau_pos: Smallest positive sharpness that is kept; None means 1/K + 0.1.
             tau_neg: Smallest negative sharpness that is kept.
             sharpness: "hard" or "soft", see `mhex_core.adjusted_weights`.
@@ -274,6 +278,7 @@ class MHEXForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyped
             layers=layers,
             layer_weights=layer_weights,
             decay=decay,
+            attention=attention,
             options=options,
         )
 

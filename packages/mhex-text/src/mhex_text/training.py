@@ -10,177 +10,89 @@ follows from (seed, epoch) alone.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import io
 import json
 import math
+import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
-from transformers.utils import logging as library_logging
+from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from mhex_core import _checks
-from mhex_core.files import write_atomically
 from mhex_text import explaining
+from mhex_text._library import quiet
+from mhex_text.batching import LengthGroups, TokenizedTexts
 from mhex_text.data import TextBundle
+from mhex_text.history import (
+    TextEpoch,
+    TextMetrics,
+    TextTrainingResult,
+    best_epoch,
+)
 from mhex_text.modeling import MHEXForSequenceClassification
+from mhex_text.recipes import TextRecipe
+from mhex_text.run_files import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    HISTORY_FILE,
+    LOG_FILE,
+    RUN_FILE,
+    WEIGHTS_FILE,
+    Checkpoints,
+    claim,
+    write_text,
+)
 
-Schedule = Literal["linear", "cosine", "constant"]
-MixedPrecision = Literal["auto", "no", "bf16"]
-
-CHECKPOINTS = ".checkpoints"
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
-LOG_FILE = "log.csv"
-RUN_FILE = "run.json"
-_HISTORY_FILE = "history.json"
 _FINAL = "final"
-
-_GROUP = 50  # batches whose texts are sorted by length
 _LIBRARIES = ("mhex-text", "torch", "transformers", "tokenizers", "accelerate", "datasets")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextRecipe:
-    """How a text classifier is trained, with AdamW and gradients cut to norm 1.
-
-    Attributes:
-        epochs: Passes over the training texts.
-        batch_size: Texts per step and process.
-        learning_rate: The highest.
-        weight_decay: Of AdamW; biases and normalisations are exempt.
-        max_length: Tokens of a text, beyond which it is cut. Never more than tokenizer and encoder take.
-        warmup_ratio: The share of all steps in which the learning rate rises to its highest.
-        schedule: From there on "linear" or "cosine" down to 0, or "constant".
-        patience: Epochs without a lower validation loss before training stops; None never stops early.
-        mixed_precision: "auto" means bf16 on an accelerator that has it, and nothing on a CPU.
-        gradient_checkpointing: Whether layers are computed again instead of kept: less memory, more time.
-    """
-
-    epochs: int = 5
-    batch_size: int = 32
-    learning_rate: float = 2e-5
-    weight_decay: float = 0.01
-    max_length: int = 71
-    warmup_ratio: float = 0.0
-    schedule: Schedule = "linear"
-    patience: int | None = 2
-    mixed_precision: MixedPrecision = "auto"
-    gradient_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_length", "patience"):
-            value = getattr(self, name)
-            if name != "patience" or value is not None:
-                _checks.positive_int(name, value)
-        for name in ("learning_rate", "weight_decay"):
-            _checks.number(name, getattr(self, name), low=0)
-        _checks.number("warmup_ratio", self.warmup_ratio, low=0, high=1)
-        _checks.choice("schedule", self.schedule, get_args(Schedule))
-        _checks.choice("mixed_precision", self.mixed_precision, get_args(MixedPrecision))
-        _checks.flag("gradient_checkpointing", self.gradient_checkpointing)
-
-
-RECIPES: dict[str, TextRecipe] = {
-    # The paper's AG News runs: bert-base-uncased, early stopping on the validation loss. It names no patience.
-    "ag-news": TextRecipe(),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextMetrics:
-    """How a classifier does on N texts.
-
-    Attributes:
-        loss: What training minimises, the mean over texts.
-        accuracy: Of the prediction.
-        head_accuracy: Of each of the L heads alone, shallow to deep.
-    """
-
-    loss: float
-    accuracy: float
-    head_accuracy: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextEpoch:
-    """One line of the log.
-
-    Attributes:
-        epoch: From 1.
-        learning_rate: At its last step.
-        train_loss: Mean over its steps.
-        validation: None where there are no validation texts.
-        seconds: Training and validation.
-    """
-
-    epoch: int
-    learning_rate: float
-    train_loss: float
-    validation: TextMetrics | None
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextTrainingResult:
-    """A finished run.
-
-    Attributes:
-        history: All epochs.
-        best_epoch: The epoch whose weights were kept: that of the lowest validation loss; the last without validation.
-        test: How those do on the test texts, or None where there are none.
-        max_length: The most tokens a text had, by the recipe and by what tokenizer and encoder take.
-        truncated: The share of texts that were cut, by split.
-    """
-
-    history: tuple[TextEpoch, ...]
-    best_epoch: int
-    test: TextMetrics | None
-    max_length: int
-    truncated: dict[str, float]
-
-
 def train(
-    model: MHEXForSequenceClassification,
+    model: PreTrainedModel,
     tokenizer: Any,
     bundle: TextBundle,
     recipe: TextRecipe,
     *,
     out: str | Path,
     seed: int = 0,
+    overwrite: bool = False,
     progress: bool = True,
     on_epoch: Callable[[TextEpoch], None] | None = None,
 ) -> TextTrainingResult:
     """Train a classifier and keep its best epoch.
 
     Written to `out`: `model.safetensors` and `config.json` of the best epoch with the tokenizer's files, so that
-    `MHEXForSequenceClassification.from_pretrained(out)` loads it; `log.csv`; `run.json`; while the run goes on,
+    `AutoModelForSequenceClassification.from_pretrained(out)` loads it; `log.csv`; `run.json`; while the run goes on,
     `.checkpoints`. A run that was killed goes on from its last whole epoch when the same call is made again, to the
     same bits on the same machine. One that is finished is not trained again.
 
     Args:
-        model: It is trained in place, takes the names of the classes over, and holds the best weights afterwards, in
-            evaluation mode. What is frozen stays so.
+        model: An `MHEXForSequenceClassification`; or another text classifier of transformers, which explains nothing
+            and serves as what ours is compared with, and as a judge of explanations. It is trained in place, takes the
+            names of the classes over, and holds the best weights afterwards, in evaluation mode. What is frozen stays
+            so.
         tokenizer: The encoder's own, a fast one.
         bundle: The texts.
         recipe: How to train.
         out: A folder.
         seed: Of the order of texts and of dropout. (The weights are the caller's: seed before building them.)
+        overwrite: Whether another run in `out` may be replaced.
         progress: Whether a terminal shows a bar per epoch. Elsewhere there is none.
         on_epoch: Called after each epoch, on the main process, when its checkpoint is whole.
 
@@ -189,8 +101,11 @@ def train(
         ValueError: `out` holds another run or something else, or model, tokenizer and texts do not go together.
         RuntimeError: The loss is no longer finite.
     """
-    if not isinstance(model, MHEXForSequenceClassification):
-        raise TypeError(f"model must be an MHEXForSequenceClassification, got {type(model).__name__}")
+    if not (isinstance(model, MHEXForSequenceClassification) or _is_text_classifier(model)):
+        raise TypeError(
+            "model must be an MHEXForSequenceClassification or another ...ForSequenceClassification of transformers, "
+            f"got {type(model).__name__}"
+        )
     if not isinstance(bundle, TextBundle):
         raise TypeError(f"bundle must be a TextBundle, got {type(bundle).__name__}")
     if not isinstance(recipe, TextRecipe):
@@ -201,100 +116,46 @@ def train(
         raise TypeError(f"seed must be an int, got {type(seed).__name__}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in [0, 2^32 - 1], got {seed}")
+    _checks.flag("overwrite", overwrite)
     _checks.flag("progress", progress)
     if not callable(tokenizer) or not getattr(tokenizer, "is_fast", False):
         raise TypeError(f"tokenizer must be a fast tokenizer, got {type(tokenizer).__name__}")
     if tokenizer.pad_token_id is None:
         raise ValueError("tokenizer must have a padding token, got one without: texts of a batch differ in length")
-    if model.config.multi_label:
-        raise ValueError("model must have one label per text, as the bundle has, got one with independent classes")
+    if model.config.problem_type not in (None, "single_label_classification"):
+        raise ValueError("model must have one label per text, as the bundle has, got one for another problem")
     if model.config.num_labels != bundle.num_classes:
         raise ValueError(f"model must have the bundle's {bundle.num_classes} classes, got {model.config.num_labels}")
-    with _quiet():
-        return _Run(model, tokenizer, bundle, recipe, Path(out), seed, progress=progress).finish(on_epoch)
+    with quiet(reports=True):
+        run = _Run(model, tokenizer, bundle, recipe, Path(out), seed, progress=progress)
+        return run.finish(on_epoch, overwrite=overwrite)
 
 
-# --------------------------------------------------------------------------------------------------------------- texts
+def _is_text_classifier(model: object) -> bool:
+    # The names only: asking for the classes would import every architecture there is.
+    known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
+    return isinstance(model, PreTrainedModel) and type(model).__name__ in known
 
 
-class _Tokens(Dataset[dict[str, Any]]):
-    """The tokens of N texts, one after another in one tensor: lists of lists would take ten times the memory."""
-
-    def __init__(self, tokenizer: Any, texts: Any, max_length: int) -> None:
-        first = list(texts["text"])
-        second = list(texts["pair"]) if "pair" in texts.column_names else None
-        self.labels = [int(label) for label in texts["label"]]
-        lengths: list[int] = []
-        ids: list[Tensor] = []
-        types: list[Tensor] = []
-        cut = 0
-        for start in range(0, len(first), 1000):
-            part = slice(start, start + 1000)
-            found = tokenizer(
-                first[part], None if second is None else second[part], truncation=True, max_length=max_length
-            )
-            for encoding in found.encodings:
-                cut += bool(encoding.overflowing)
-            for row in found["input_ids"]:
-                lengths.append(len(row))
-                ids.append(torch.tensor(row, dtype=torch.int32))
-            types += [torch.tensor(row, dtype=torch.int8) for row in found.get("token_type_ids", ())]
-        self.lengths = np.asarray(lengths)
-        self.truncated = cut / len(first)
-        self._ends = np.cumsum(self.lengths)
-        self.ids = torch.cat(ids)
-        self.types = torch.cat(types) if types else None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        end, length = int(self._ends[index]), int(self.lengths[index])
-        item = {"input_ids": self.ids[end - length : end].tolist(), "attention_mask": [1] * length}
-        if self.types is not None:
-            item["token_type_ids"] = self.types[end - length : end].tolist()
-        return {**item, "labels": self.labels[index]}
-
-
-class _LengthGroups(Sampler[int]):
-    """A new order per epoch in which texts of a batch are about equally long, which saves padding."""
-
-    def __init__(self, lengths: np.ndarray[Any, Any], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(len(self.lengths))
-        batches: list[np.ndarray[Any, Any]] = []
-        for start in range(0, len(order), _GROUP * self.batch_size):
-            part = order[start : start + _GROUP * self.batch_size]
-            part = part[np.argsort(self.lengths[part], kind="stable")]
-            batches += [part[place : place + self.batch_size] for place in range(0, len(part), self.batch_size)]
-        # One that is not full stays at the end, or it would shift the bounds of those after it.
-        rest = [batches.pop()] if len(batches[-1]) < self.batch_size else []
-        shuffled = [batches[place] for place in generator.permutation(len(batches))]
-        yield from np.concatenate(shuffled + rest).tolist()
-
-
-def _judge(model: MHEXForSequenceClassification, tokens: _Tokens, collate: Any, batch_size: int) -> TextMetrics:
+def _judge(model: PreTrainedModel, tokens: TokenizedTexts, collate: Any, batch_size: int) -> TextMetrics:
     """Loss and accuracies. Draws no random number."""
     device = next(model.parameters()).device
     order = np.argsort(-tokens.lengths, kind="stable").tolist()
-    total, right, heads = 0.0, 0, np.zeros(len(model.blocks))
+    own: Any = model if isinstance(model, MHEXForSequenceClassification) else None
+    total, right, heads = 0.0, 0, np.zeros(len(own.blocks) if own is not None else 0)
+    asked = {"output_heads": True} if own is not None else {}
     mode = model.training
     model.train(mode=False)
     try:
         for start in range(0, len(order), batch_size):
             batch = collate([tokens[index] for index in order[start : start + batch_size]]).to(device)
             with torch.no_grad():
-                output = model(**batch, output_heads=True, return_dict=True)
+                output = model(**batch, **asked, return_dict=True)
             labels = batch["labels"]
             total += float(output.loss) * len(labels)
             right += int((output.logits.argmax(dim=1) == labels).sum())
-            heads += [int((logits.argmax(dim=1) == labels).sum()) for logits in output.head_logits]
+            if own is not None:
+                heads += [int((logits.argmax(dim=1) == labels).sum()) for logits in output.head_logits]
     finally:
         model.train(mode=mode)
     count = len(order)
@@ -307,7 +168,7 @@ def _judge(model: MHEXForSequenceClassification, tokens: _Tokens, collate: Any, 
 class _Trainer(Trainer):
     """The library's trainer with our batches; it keeps the losses of an epoch."""
 
-    def __init__(self, *arguments: Any, sampler: _LengthGroups, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, sampler: LengthGroups, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.sampler = sampler
         self.losses: list[Tensor] = []
@@ -333,34 +194,6 @@ class _Trainer(Trainer):
         loss: Tensor = super().training_step(*arguments, **settings)
         self.losses.append(loss.detach())
         return loss
-
-
-@dataclass
-class _Checkpoints:
-    """The checkpoints of a run: of its last epoch, and of its best."""
-
-    folder: Path
-    whole: dict[int, Path] = field(default_factory=dict)
-    history: tuple[TextEpoch, ...] = ()
-
-    def scan(self) -> None:
-        """Find those that are whole."""
-        self.whole, self.history = {}, ()
-        for path in self.folder.glob("checkpoint-*"):
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                values = json.loads((path / _HISTORY_FILE).read_text(encoding="utf-8"))
-                history = tuple(map(_epoch, values))
-                self.whole[len(history)] = path
-                if len(history) > len(self.history):
-                    self.history = history
-
-    def tidy(self) -> None:
-        """Remove what is no longer needed, and what was cut short."""
-        kept = {self.whole.get(len(self.history)), self.whole.get(_best(self.history))}
-        for path in self.folder.glob("checkpoint-*"):
-            if path not in kept:
-                shutil.rmtree(path)
-        self.whole = {epoch: path for epoch, path in self.whole.items() if path in kept}
 
 
 class _Keeper(TrainerCallback):
@@ -416,7 +249,7 @@ class _Keeper(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             path = run.checkpoints.folder / f"checkpoint-{state.global_step}"
-            _write_text(path / _HISTORY_FILE, json.dumps([asdict(epoch) for epoch in run.history]))
+            write_text(path / HISTORY_FILE, json.dumps([asdict(epoch) for epoch in run.history]))
             run.checkpoints.scan()
             run.checkpoints.tidy()
             run.write_log()
@@ -431,7 +264,7 @@ class _Run:
 
     def __init__(
         self,
-        model: MHEXForSequenceClassification,
+        model: PreTrainedModel,
         tokenizer: Any,
         bundle: TextBundle,
         recipe: TextRecipe,
@@ -440,22 +273,24 @@ class _Run:
         *,
         progress: bool,
     ) -> None:
-        self.model, self.tokenizer, self.recipe = model, tokenizer, recipe
+        self.model: Any = model
+        self.tokenizer, self.recipe = tokenizer, recipe
         self.out, self.seed, self.progress = out, seed, progress
         longest = explaining.most_tokens(model, tokenizer, recipe.max_length)
         self.max_length = recipe.max_length if longest is None else longest
         self.bundle = bundle
         self.settings = self._settings()
         self.history: tuple[TextEpoch, ...] = ()
-        self.checkpoints = _Checkpoints(out / CHECKPOINTS)
-        self.tokens: dict[str, _Tokens] = {}
+        self.checkpoints = Checkpoints(out / CHECKPOINTS)
+        self.tokens: dict[str, TokenizedTexts] = {}
         self.collate = DataCollatorWithPadding(tokenizer)
+        self.processes = 1
         model.config.id2label = dict(enumerate(bundle.class_names))
         model.config.label2id = {name: index for index, name in enumerate(bundle.class_names)}
 
-    def finish(self, on_epoch: Callable[[TextEpoch], None] | None) -> TextTrainingResult:
+    def finish(self, on_epoch: Callable[[TextEpoch], None] | None, *, overwrite: bool) -> TextTrainingResult:
         """Go on from where the files say, to the end."""
-        finished = self._claim()
+        finished = claim(self.out, self.settings, overwrite=overwrite)
         if finished is not None:
             _load_weights(self.model, self.out / WEIGHTS_FILE)
             self._close()
@@ -463,7 +298,7 @@ class _Run:
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ValueError("model must have a parameter that is trained, got one that is wholly frozen")
         self.tokens = {
-            name: _Tokens(self.tokenizer, texts, self.max_length) for name, texts in self.bundle.splits().items()
+            name: TokenizedTexts(self.tokenizer, texts, self.max_length) for name, texts in self.bundle.splits().items()
         }
         highest = max(int(tokens.ids.max()) for tokens in self.tokens.values())
         if highest >= self.model.config.vocab_size:
@@ -482,7 +317,7 @@ class _Run:
             self._train(trainer, on_epoch)
         trainer.accelerator.wait_for_everyone()
         self.checkpoints.scan()
-        best = _best(self.history)
+        best = best_epoch(self.history)
         _load_weights(self.model, self.checkpoints.whole[best] / WEIGHTS_FILE)
         result = TextTrainingResult(
             history=self.history,
@@ -505,7 +340,7 @@ class _Run:
         """Whether all epochs are done, or too many were no better than one before them."""
         done, patience = len(self.history), self.recipe.patience
         return done >= self.recipe.epochs or (
-            patience is not None and done > 0 and done - _best(self.history) >= patience
+            patience is not None and done > 0 and done - best_epoch(self.history) >= patience
         )
 
     def judge(self, split: str) -> TextMetrics | None:
@@ -517,7 +352,8 @@ class _Run:
         """One row per epoch."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        heads = [f"accuracy {name}" for name in explaining.layer_names(self.model)]
+        own = isinstance(self.model, MHEXForSequenceClassification)
+        heads = [f"accuracy {name}" for name in explaining.layer_names(self.model)] if own else []
         names = ["epoch", "learning_rate", "train_loss", "validation_loss", "validation_accuracy", "seconds"]
         table.writerow(names + (heads if "validation" in self.tokens else []))
         for epoch in self.history:
@@ -525,7 +361,7 @@ class _Run:
             values = [judged.loss, judged.accuracy] if judged else ["", ""]
             row = [epoch.epoch, epoch.learning_rate, epoch.train_loss, *values, round(epoch.seconds, 2)]
             table.writerow(row + (list(judged.head_accuracy) if judged else []))
-        _write_text(self.out / LOG_FILE, text.getvalue())
+        write_text(self.out / LOG_FILE, text.getvalue())
 
     def _trainer(self) -> _Trainer:
         recipe = self.recipe
@@ -533,6 +369,7 @@ class _Run:
         bf16 = recipe.mixed_precision == "bf16" or (
             recipe.mixed_precision == "auto" and cuda and torch.cuda.is_bf16_supported()
         )
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
         arguments = TrainingArguments(
             output_dir=str(self.checkpoints.folder),
             num_train_epochs=recipe.epochs,
@@ -542,7 +379,9 @@ class _Run:
             lr_scheduler_type="constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
             optim="adamw_torch_fused",  # one pass over each parameter instead of ten
             bf16=bf16,
-            use_cpu=bf16 and not torch.accelerator.is_available(),  # or the library refuses
+            # Else the library refuses bf16, and lets several processes train each a model of its own.
+            use_cpu=not torch.accelerator.is_available(),
+            ddp_backend="gloo" if not alone and not torch.accelerator.is_available() else None,
             seed=self.seed,
             save_strategy="epoch",
             logging_strategy="no",
@@ -550,10 +389,13 @@ class _Run:
             eval_strategy="no",
             report_to="none",
             disable_tqdm=True,
+            # The normalisation behind the last block, which no head reads, has no gradient to wait for.
+            ddp_find_unused_parameters=isinstance(self.model, MHEXForSequenceClassification),
             dataloader_pin_memory=cuda,
         )
         # Several devices take several processes; one process would quietly multiply the batch.
         arguments._n_gpu = min(arguments.n_gpu, 1)
+        self.processes = arguments.world_size
         texts = self.tokens["train"]
         steps = math.ceil(len(texts) / (recipe.batch_size * arguments.world_size)) * recipe.epochs
         arguments.warmup_steps = math.ceil(recipe.warmup_ratio * steps)
@@ -563,7 +405,7 @@ class _Run:
             args=arguments,
             train_dataset=texts,
             data_collator=self.collate,
-            sampler=_LengthGroups(texts.lengths, recipe.batch_size, self.seed),
+            sampler=LengthGroups(texts.lengths, recipe.batch_size, self.seed),
         )
         # The library puts settings of its own there, which do not belong to the model.
         for name in set(vars(self.model.config)) - set(settings):
@@ -576,8 +418,9 @@ class _Run:
     def _train(self, trainer: _Trainer, on_epoch: Callable[[TextEpoch], None] | None) -> None:
         trainer.add_callback(_Keeper(self, trainer, on_epoch))
         last = self.checkpoints.whole.get(len(self.history))
-        model: Any = self.model
-        checkpointed = self.recipe.gradient_checkpointing and not model.gradient_checkpointing
+        model = self.model
+        already = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        checkpointed = self.recipe.gradient_checkpointing and not already
         if checkpointed:
             # transformers 5 gives it another name, and warns of the old one.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -609,37 +452,6 @@ class _Run:
         # After a kill between the result and the tidying up they are still there.
         shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
 
-    def _claim(self) -> TextTrainingResult | None:
-        """Make the folder this run's, or find out that it is already, or refuse. The result, if it is finished."""
-        path = self.out / RUN_FILE
-        if path.is_file():
-            try:
-                written = json.loads(path.read_text(encoding="utf-8"))
-                past, result = written["settings"], written["result"]
-                finished = None if result is None else _result(result)
-                if not isinstance(past, dict):
-                    raise TypeError("settings are no dictionary")
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path} is damaged or something else; choose another folder") from error
-            there, here = _flat(past), _flat(self.settings)
-            differing = [
-                f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
-                for name in sorted(there.keys() | here.keys())
-                if there.get(name) != here.get(name)
-            ]
-            if differing:
-                raise ValueError(
-                    f"out must be a folder of this run, got {self.out} with another one ({'; '.join(differing)}); "
-                    "choose another folder"
-                )
-            return finished
-        other = [name for name in (WEIGHTS_FILE, CONFIG_FILE, LOG_FILE) if (self.out / name).exists()]
-        # The library makes the folder of checkpoints, empty, a moment before the first record is written.
-        other += [CHECKPOINTS] if any((self.out / CHECKPOINTS).glob("*")) else []
-        if other:
-            raise ValueError(f"out must be empty or a folder of this run, got {self.out} with {', '.join(other)}")
-        return None
-
     def _settings(self) -> dict[str, Any]:
         config = self.model.config
         digest = hashlib.sha256()
@@ -647,14 +459,9 @@ class _Run:
             for name in sorted({"text", "pair", "label"} & set(texts.column_names)):
                 digest.update(json.dumps(list(texts[name])).encode())
         network = {
-            "encoder": config.encoder.model_type,
-            "layers": list(config.block_layers),
+            **(_blocks(config) if isinstance(self.model, MHEXForSequenceClassification) else _plain(self.model)),
             "width": config.hidden_size,
             "vocabulary": config.vocab_size,
-            "gate": config.gate,
-            "objective": config.objective,
-            "decay": config.decay,
-            "freeze_backbone": config.freeze_backbone,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
         data = {name: len(texts) for name, texts in self.bundle.splits().items()}
@@ -679,59 +486,27 @@ class _Run:
             "settings": self.settings,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
             "threads": torch.get_num_threads(),
+            "processes": self.processes,
             "device": str(next(self.model.parameters()).device),
             "result": None if result is None else asdict(result),
         }
-        _write_text(self.out / RUN_FILE, json.dumps(record, indent=2) + "\n")
+        write_text(self.out / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
-def _best(history: tuple[TextEpoch, ...]) -> int:
-    """The number of the epoch with the lowest validation loss, the first of equals; the last without validation."""
-    judged = [
-        (epoch.validation.loss if math.isfinite(epoch.validation.loss) else math.inf, epoch.epoch)
-        for epoch in history
-        if epoch.validation is not None
-    ]
-    return min(judged)[1] if judged else len(history)
+def _blocks(config: Any) -> dict[str, Any]:
+    return {
+        "encoder": config.encoder.model_type,
+        "layers": list(config.block_layers),
+        "gate": config.gate,
+        "objective": config.objective,
+        "decay": config.decay,
+        "freeze_backbone": config.freeze_backbone,
+    }
 
 
-def _load_weights(model: MHEXForSequenceClassification, path: Path) -> None:
+def _plain(model: PreTrainedModel) -> dict[str, Any]:
+    return {"encoder": model.config.model_type, "plain": type(model).__name__}
+
+
+def _load_weights(model: PreTrainedModel, path: Path) -> None:
     model.load_state_dict(load_file(path))
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings within settings as `outer.inner`."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
-
-
-def _metrics(values: dict[str, Any] | None) -> TextMetrics | None:
-    return None if values is None else TextMetrics(**{**values, "head_accuracy": tuple(values["head_accuracy"])})
-
-
-def _epoch(values: dict[str, Any]) -> TextEpoch:
-    return replace(TextEpoch(**values), validation=_metrics(values["validation"]))
-
-
-def _result(values: dict[str, Any]) -> TextTrainingResult:
-    return TextTrainingResult(
-        **{**values, "history": tuple(map(_epoch, values["history"])), "test": _metrics(values["test"])}
-    )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's own bars, which saving a model brings up."""
-    shown = library_logging.is_progress_bar_enabled()
-    library_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            library_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

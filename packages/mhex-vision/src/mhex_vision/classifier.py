@@ -25,8 +25,8 @@ from mhex_core import (
     combine_maps,
     signed_maps,
 )
+from mhex_core.modes import in_evaluation_mode
 from mhex_vision import backbones, checkpoint, surgery
-from mhex_vision._modes import in_evaluation_mode
 from mhex_vision.config import Classifier, MHEXConfig, Objective
 from mhex_vision.deployment import DeployedClassifier
 from mhex_vision.explanation import Explanation

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from mhex_core.specs import listed
 from mhex_vision import checkpoint, drawing, surgery
 from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.data import Preprocessing, UnreadableImageError, load_data
@@ -184,7 +185,7 @@ def evaluate(options: argparse.Namespace, say: Say) -> int:
     # Whoever names a function of their own means the one in the folder they are in.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    methods, metrics = _listed(options.methods), _listed(options.metrics)
+    methods, metrics = listed(options.methods), listed(options.metrics)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     judge.to(device)
@@ -246,17 +247,6 @@ def info(options: argparse.Namespace, say: Say) -> None:
             say(f"  {line.strip().rstrip(',')}")
         say(f"  blocks: {', '.join(model.layer_names)}")
         say(f"  parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
-
-
-def _listed(text: str) -> list[str]:
-    """Names separated by commas; so are the options of one, which a part with "=" and no name of its own belongs to."""
-    names: list[str] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        if names and ":" in names[-1] and "=" in part and ":" not in part.partition("=")[0]:
-            names[-1] += f",{part}"
-        else:
-            names.append(part)
-    return names
 
 
 def _check_classes(name: str, network: MHEXClassifier | PlainClassifier, data: DataBundle) -> None:

@@ -1,13 +1,11 @@
 """What a comparison found: a table of samples, means with intervals, tables to read, plots of the curves.
 
 Letters: N images, R resamples, S steps.
-Source: percentile bootstrap, Efron 1979.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mhex_core import _checks
+from mhex_core import statistics
 from mhex_core.files import write_atomically
 from mhex_vision.comparison.scores import CURVES, parse_metric
 
@@ -30,38 +28,26 @@ _Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean over images with its bootstrap interval.
+class Interval(statistics.Interval):
+    """A mean over images with its bootstrap interval: mean, low, high and count."""
 
-    Attributes:
-        mean: Over the images where the value is defined.
-        low: Lower end.
-        high: Upper end.
-        images: How many they were.
-    """
-
-    mean: float
-    low: float
-    high: float
-    images: int
+    @property
+    def images(self) -> int:
+        """Over how many images, the count."""
+        return self.count
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
-    """One method's results.
+class Summary(statistics.Summary):
+    """One method's results, see `mhex_core.statistics.Summary`."""
 
-    Attributes:
-        method: The method.
-        scores: Of each metric.
-        differences: Of each metric, this method's value less the first method's, image by image; with an interval that
-            does not hold 0 the two can be told apart. Empty for the first method itself.
-        seconds_per_image: Median over batches of what the maps took.
-    """
-
-    method: str
     scores: Mapping[str, Interval]
     differences: Mapping[str, Interval]
-    seconds_per_image: float
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Median over batches of what the maps took."""
+        return self.seconds
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,79 +99,43 @@ class Comparison:
             resamples: R.
             seed: Of the resamples.
         """
-        if not 0 < _checks.number("confidence", confidence) < 1:
-            raise ValueError(f"confidence must be in (0, 1), got {confidence}")
-        _checks.positive_int("resamples", resamples)
-        first = {metric: self.values(self.methods[0], metric) for metric in self.metrics}
-        count = len(next(iter(first.values()))) if first else 0
-        weights = _resampled_counts(count, resamples, seed)
-        found = []
-        for method in self.methods:
-            values = {metric: self.values(method, metric) for metric in self.metrics}
-            seconds = self.values(method, "seconds")
-            found.append(
-                Summary(
-                    method=method,
-                    scores={metric: _interval(value, weights, confidence) for metric, value in values.items()},
-                    differences={
-                        metric: _interval(value - first[metric], weights, confidence)
-                        for metric, value in values.items()
-                        if method != self.methods[0]
-                    },
-                    seconds_per_image=float(np.median(seconds)) if len(seconds) else math.nan,
-                )
+        found = statistics.summarize(
+            {method: {metric: self.values(method, metric) for metric in self.metrics} for method in self.methods},
+            {method: self.values(method, "seconds") for method in self.methods},
+            confidence=confidence,
+            resamples=resamples,
+            seed=seed,
+        )
+        return tuple(
+            Summary(
+                method=one.method,
+                scores=_of_images(one.scores),
+                differences=_of_images(one.differences),
+                seconds=one.seconds,
             )
-        return tuple(found)
+            for one in found
+        )
 
     def table(self, summaries: Sequence[Summary] | None = None) -> list[list[str]]:
         """Rows of text: a head, then one row per method; the best mean of each metric is marked with a star."""
-        summaries = self.summary() if summaries is None else summaries
-        measures = [parse_metric(metric) for metric in self.metrics]
-        rows = [["method", *(f"{m.title} {'↑' if m.score.higher_is_better else '↓'}" for m in measures), "s / image"]]
-        for summary in summaries:
-            row = [summary.method]
-            for measure in measures:
-                means = [other.scores[measure.name].mean for other in summaries]
-                best = max(means) if measure.score.higher_is_better else min(means)
-                one = summary.scores[measure.name]
-                star = "*" if one.mean == best and len(summaries) > 1 else ""
-                row.append(f"{_number(one.mean)}{star} [{_number(one.low)}, {_number(one.high)}]")
-            rows.append([*row, f"{summary.seconds_per_image:.2g}"])
-        return rows
+        columns = [
+            statistics.Column(name=m.name, title=m.title, higher_is_better=m.score.higher_is_better)
+            for m in map(parse_metric, self.metrics)
+        ]
+        return statistics.table(self.summary() if summaries is None else summaries, columns, unit="image")
 
     def to_text(self, summaries: Sequence[Summary] | None = None) -> str:
         """The table for a terminal."""
-        rows = self.table(summaries)
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-        )
+        return statistics.to_text(self.table(summaries))
 
     def to_markdown(self, summaries: Sequence[Summary] | None = None) -> str:
         """The table as Markdown, best values bold."""
-        head, *rows = self.table(summaries)
-        lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        for row in rows:
-            cells = [f"**{cell.replace('* [', '** [')}" if "* [" in cell else cell for cell in row]
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines) + "\n"
+        return statistics.to_markdown(self.table(summaries))
 
     def to_json(self, summaries: Sequence[Summary] | None = None) -> str:
         """Settings and summary as JSON."""
         summaries = self.summary() if summaries is None else summaries
-        record = {
-            "settings": dict(self.settings),
-            "methods": {
-                summary.method: {
-                    "scores": {metric: _plain(interval) for metric, interval in summary.scores.items()},
-                    f"differences from {self.methods[0]}": {
-                        metric: _plain(interval) for metric, interval in summary.differences.items()
-                    },
-                    "seconds_per_image": _finite(summary.seconds_per_image),
-                }
-                for summary in summaries
-            },
-        }
+        record = {"settings": dict(self.settings), "methods": statistics.to_record(summaries, unit="image")}
         return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def plot(self) -> Figure:
@@ -246,39 +196,5 @@ class Comparison:
         return cls(samples=table, settings=settings)
 
 
-def _resampled_counts(count: int, resamples: int, seed: int) -> _Values:
-    """How often each resample draws each image: (R, N). A mean over a resample is then one matrix product."""
-    generator = np.random.default_rng(seed)
-    weights = np.zeros((resamples, count))
-    for row in weights:
-        row[:] = np.bincount(generator.integers(0, count, count), minlength=count) if count else 0
-    return weights
-
-
-def _interval(values: _Values, weights: _Values, confidence: float) -> Interval:
-    defined = ~np.isnan(values)
-    if not defined.any():
-        return Interval(mean=math.nan, low=math.nan, high=math.nan, images=0)
-    kept, drawn = values[defined], weights[:, defined]
-    total = drawn.sum(axis=1)
-    means = (drawn @ kept)[total > 0] / total[total > 0]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(mean=float(kept.mean()), low=float(low), high=float(high), images=int(defined.sum()))
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4f}" if abs(value) < 100 else f"{value:.3g}"
-
-
-def _plain(interval: Interval) -> dict[str, float | int | None]:
-    return {
-        "mean": _finite(interval.mean),
-        "low": _finite(interval.low),
-        "high": _finite(interval.high),
-        "images": interval.images,
-    }
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
+def _of_images(intervals: Mapping[str, statistics.Interval]) -> dict[str, Interval]:
+    return {metric: Interval(**vars(one)) for metric, one in intervals.items()}

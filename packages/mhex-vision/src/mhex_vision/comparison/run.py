@@ -9,8 +9,6 @@ Letters: B batch, K classes, H x W image size.
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +27,8 @@ from tqdm import tqdm
 from mhex_core import _checks
 from mhex_core.files import write_atomically
 from mhex_core.metrics import min_max
-from mhex_vision import checkpoint
+from mhex_core.pieces import Pieces, weights_checksum
+from mhex_core.specs import methods_by_name
 from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.comparison.results import Comparison
 from mhex_vision.comparison.scores import DEFAULT_METRICS, Measure, Sample, parse_metric
@@ -38,10 +37,6 @@ from mhex_vision.data.sets import Batch, DataBundle, ImageSet
 from mhex_vision.explainers import Explainer, parse
 from mhex_vision.metrics.judge import Judge
 from mhex_vision.plain import PlainClassifier
-
-SETTINGS_FILE = "comparison.json"
-SAMPLES_FILE = "samples.parquet"
-PIECES_FOLDER = "pieces"
 
 
 def compare(
@@ -146,21 +141,21 @@ class _Run:
         self.judge_preprocessing = preprocessing_of(judge, data)
         self.judge = Judge(judge, multi_label=data.multi_label)
         self.judge_device = next(judge.parameters()).device
-        self.out, self.settings = out, settings
-        self._claim(overwrite=overwrite)
+        self.settings = settings
+        self.pieces = Pieces.claim(out, settings, overwrite=overwrite)
 
     def work_through(
         self, explainers: Mapping[str, Explainer], batches: Sequence[np.ndarray[Any, Any]], *, progress: bool
     ) -> None:
         """Do every piece that is not there yet."""
-        if (self.out / SAMPLES_FILE).is_file():
+        if self.pieces.samples.is_file():
             return
         bar = tqdm(total=len(explainers) * len(batches), unit="batch", disable=None if progress else True, leave=False)
         # Batches outside, methods inside: an image is decoded, and judged as it is, once.
         warm: set[str] = set()
         with bar:
             for number, places in enumerate(batches):
-                missing = [name for name in explainers if not self._piece(name, number).is_file()]
+                missing = [name for name in explainers if not self.pieces.path(name, number).is_file()]
                 bar.update(len(explainers) - len(missing))
                 prepared = self._prepare(places) if missing else None
                 for name in missing:
@@ -168,20 +163,20 @@ class _Run:
                     if prepared is None:
                         continue
                     table = self._measure(explainers[name], name, prepared, warm)
-                    self._piece(name, number).parent.mkdir(parents=True, exist_ok=True)
-                    write_atomically(self._piece(name, number), _writer(table))
+                    self.pieces.path(name, number).parent.mkdir(parents=True, exist_ok=True)
+                    write_atomically(self.pieces.path(name, number), _writer(table))
                     bar.update()
 
     def finish(self, explainers: Mapping[str, Explainer], batches: int) -> Comparison:
         """Put the pieces together."""
-        path = self.out / SAMPLES_FILE
+        path = self.pieces.samples
         if not path.is_file():
-            tables = [pq.read_table(self._piece(name, number)) for name in explainers for number in range(batches)]
+            tables = [pq.read_table(self.pieces.path(name, number)) for name in explainers for number in range(batches)]
             whole = pa.concat_tables(tables)
             if not whole.num_rows:
                 raise ValueError("images must hold at least one that can be read and has a label, got none")
             Comparison(samples=whole, settings=self.settings).save(path)
-        shutil.rmtree(self.out / PIECES_FOLDER, ignore_errors=True)
+        self.pieces.clear()
         return Comparison.load(path)
 
     def _prepare(self, places: np.ndarray[Any, Any]) -> _Prepared:
@@ -258,57 +253,15 @@ class _Run:
         columns["seconds"] = pa.array([seconds] * count, pa.float64())
         return pa.table(columns)
 
-    # Files.
-
-    def _piece(self, name: str, number: int) -> Path:
-        plain = re.sub(r"[^A-Za-z0-9.+-]+", "_", name)
-        return self.out / PIECES_FOLDER / f"{plain}-{zlib.crc32(name.encode()):08x}" / f"{number:06d}.parquet"
-
-    def _claim(self, *, overwrite: bool) -> None:
-        """Make the folder this comparison's, or find out that it is already, or refuse."""
-        path = self.out / SETTINGS_FILE
-        wanted = json.loads(json.dumps(self.settings))
-        if overwrite:
-            for file in (path, self.out / SAMPLES_FILE):
-                file.unlink(missing_ok=True)
-            shutil.rmtree(self.out / PIECES_FOLDER, ignore_errors=True)
-        if path.is_file():
-            try:
-                past = json.loads(path.read_text(encoding="utf-8"))
-                # A note says where the networks lay, which may change; what they are is in their checksums.
-                known = (wanted.keys() | past.keys()) - {"note"}
-                differing = sorted(key for key in known if past.get(key) != wanted.get(key))
-            except (ValueError, AttributeError) as error:
-                raise ValueError(f"{path} is damaged or something else; choose another folder") from error
-            if differing:
-                raise ValueError(
-                    f"{self.out} holds another comparison (it differs in {', '.join(differing)}); choose another "
-                    "folder, or allow to overwrite it"
-                )
-            return
-        if (self.out / SAMPLES_FILE).exists():
-            raise ValueError(f"{self.out} holds a {SAMPLES_FILE} of something else; choose another folder")
-        self.out.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(path, json.dumps(wanted, indent=1, ensure_ascii=False) + "\n")
-
 
 def explainers_of(methods: Sequence[str] | Mapping[str, Explainer]) -> dict[str, Explainer]:
     """Explainers by name.
 
     Raises:
+        TypeError: The methods are one text.
         ValueError: A name is unknown or comes twice, or there is none.
     """
-    if isinstance(methods, str):
-        raise TypeError(f"methods must be a sequence of names, got the text {methods!r}")
-    if isinstance(methods, Mapping):
-        found = dict(methods)
-    else:
-        found = {name: parse(name) for name in methods}
-        if len(found) != len(methods):
-            raise ValueError(f"methods must be each once, got {', '.join(methods)}")
-    if not found:
-        raise ValueError("methods must be at least one, got none")
-    return found
+    return methods_by_name(methods, parse)
 
 
 def _choose(count: int, limit: int | None, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -344,10 +297,7 @@ def preprocessing_of(network: nn.Module, data: DataBundle) -> Preprocessing:
 
 def _identity(network: nn.Module) -> dict[str, Any]:
     """Enough to notice that a call is repeated with another network: its kind, and a checksum of its weights."""
-    checksum = 0
-    for tensor in network.state_dict().values():
-        checksum = zlib.crc32(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes(), checksum)
-    identity: dict[str, Any] = {"kind": type(network).__name__, "weights": f"{checksum:08x}"}
+    identity: dict[str, Any] = {"kind": type(network).__name__, "weights": weights_checksum(network)}
     if isinstance(network, MHEXClassifier | PlainClassifier):
         identity["config"] = json.loads(network.config.to_json())
     return identity

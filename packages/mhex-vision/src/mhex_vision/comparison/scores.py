@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mhex_vision.explainers.registry import read_value
+from mhex_core.specs import read_value
 from mhex_vision.metrics import attribution, faithfulness, localization
 from mhex_vision.metrics.judge import Judge
 

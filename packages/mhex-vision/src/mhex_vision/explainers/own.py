@@ -5,7 +5,6 @@ Letters: B batch, H x W image size.
 
 from __future__ import annotations
 
-import importlib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mhex_core import SaliencyOptions, _checks
+from mhex_core.specs import import_function
 from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.explainers.interface import check
 
@@ -115,19 +115,7 @@ class UserFunction:
             TypeError: It is no function.
             ValueError: There is no such module or function.
         """
-        module, _, attribute = name.partition(":")
-        parts = [*module.split("."), *attribute.split(".")]
-        if not all(part.isidentifier() for part in parts):
-            raise ValueError(f"name must be a known explainer or 'module:function', got {name!r}")
-        try:
-            found: Any = importlib.import_module(module)
-            for part in attribute.split("."):
-                found = getattr(found, part)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"name must be a 'module:function' that can be imported, got {name!r}: {error}") from error
-        if not callable(found):
-            raise TypeError(f"name must name a function, got {name!r}, which is of type {type(found).__name__}")
-        return cls(name, found)
+        return cls(name, import_function(name))
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Explain."""

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from mhex_core import SaliencyOptions
+from mhex_core.specs import check_options, parse_spec
 from mhex_vision.explainers.cams import ClassActivationMap
 from mhex_vision.explainers.gradients import IntegratedGradients
 from mhex_vision.explainers.interface import Explainer
 from mhex_vision.explainers.own import CentreGaussian, OwnSaliency, RandomMaps, UserFunction
 from mhex_vision.explainers.shapley import PartitionShap
 
-Value = int | float | bool | str
 TEXT = ("layer",)  # what is never read as a number: a layer may be called 4, or 1.10
 
 
@@ -82,10 +82,10 @@ def explainer(name: str, **options: Any) -> Explainer:
         raise TypeError(f"name must be a string, got {type(name).__name__}")
     if name in _KNOWN:
         known = _KNOWN[name]
-        _check_options(name, options, known.options)
+        check_options(name, options, known.options)
         return known.make(**options)
     if ":" in name:
-        _check_options(name, options, ())
+        check_options(name, options, ())
         return UserFunction.named(name)
     raise ValueError(f"name must be one of {', '.join(EXPLAINERS)}, or 'module:function', got {name!r}")
 
@@ -104,36 +104,5 @@ def parse(spec: str) -> Explainer:
         ValueError: It cannot be read, or `explainer` does not know what it says.
         ImportError: The library that it needs is not installed.
     """
-    if not isinstance(spec, str):
-        raise TypeError(f"spec must be a string, got {type(spec).__name__}")
-    name, colon, rest = spec.strip().partition(":")
-    if not colon or (name not in _KNOWN and "=" not in rest):
-        return explainer(spec.strip())
-    options: dict[str, Any] = {}
-    for part in rest.split(","):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not (key and equals and value):
-            raise ValueError(f"spec must be name:option=value,option=value, got {spec!r}")
-        if key in options:
-            raise ValueError(f"spec must give each option once, got {key} twice in {spec!r}")
-        options[key] = value if key in TEXT else read_value(value)
+    name, options = parse_spec(spec, known=_KNOWN, textual=TEXT)
     return explainer(name, **options)
-
-
-def _check_options(name: str, options: dict[str, Any], known: tuple[str, ...]) -> None:
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        listed = ", ".join(known) if known else "none"
-        raise ValueError(f"options of {name} must be among: {listed}; got {', '.join(unknown)}")
-
-
-def read_value(text: str) -> Value:
-    """A number, true or false, or the text itself."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

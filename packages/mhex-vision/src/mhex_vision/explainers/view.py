@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mhex_core import BlockOutput
-from mhex_vision._modes import in_evaluation_mode
+from mhex_core.modes import in_evaluation_mode
 from mhex_vision.classifier import MHEXClassifier
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mhex_core import _checks
 from mhex_core.matrix import compute_dtype
-from mhex_vision._modes import in_evaluation_mode
+from mhex_core.modes import in_evaluation_mode
 from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.metrics.judge import Judge, as_judge
 from mhex_vision.metrics.perturbation import Baseline, baseline_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mhex_core import _checks
-from mhex_vision._modes import in_evaluation_mode
+from mhex_core.modes import in_evaluation_mode
 from mhex_vision.classifier import ClassifierOutput
 
 

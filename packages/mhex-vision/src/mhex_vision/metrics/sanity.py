@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from mhex_core import _checks
 from mhex_core.matrix import compute_dtype
 from mhex_core.metrics import min_max
-from mhex_vision._modes import in_evaluation_mode
+from mhex_core.modes import in_evaluation_mode
 from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.data.sets import ArrayImages, DataBundle, ImageSet
 from mhex_vision.metrics.judge import check_maps

@@ -1,0 +1,296 @@
+"""The command line: train, explain, evaluate, demo, info.
+
+Exit status: 0 all done; 1 the command failed, one line on standard error says why; 2 the command line is wrong; 3 some
+texts could not be read, all others are done; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from mhex_text.recipes import RECIPES
+
+OBJECTIVES = ("layerwise", "joint")
+SPLITS = ("train", "validation", "test")
+
+SOME_UNREADABLE = 3
+INTERRUPTED = 130
+
+_EXAMPLES = """examples:
+  mhex-text demo --out demo-text
+  mhex-text train --data ag_news --encoder distilbert-base-uncased --out runs/news
+  mhex-text train --data reviews.csv --encoder models/minilm --epochs 3 --out runs/reviews
+  mhex-text explain --checkpoint runs/news --text "Stocks fall as oil climbs"
+  mhex-text explain --checkpoint runs/news --input articles.jsonl --out explained
+  mhex-text train --data ag_news --encoder distilbert-base-uncased --plain --seed 1 --out runs/judge
+  mhex-text evaluate --checkpoint runs/news --judge runs/judge --data ag_news --limit 512 --out measured
+"""
+
+_METHODS_AND_METRICS = """methods:
+  mhex, random, occlusion, attention-rollout, attcat; from other libraries (pip install "mhex-text[bench]"):
+  integrated-gradients, shap; or your own, as module:function, called with (model, batch, targets) and returning
+  scores (B, T)
+metrics:
+  avg_drop, comprehensiveness, sufficiency; with rationales: token_f1, token_iou, token_auprc
+options of either follow a colon:
+  --methods mhex:layers=all,beta=0.5,shap:evaluations=200 --metrics avg_drop:fraction=0.2
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the process's exit status is returned, except for what argparse ends itself."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except KeyboardInterrupt:
+        print(f"mhex-text: interrupted{options.when_interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, LookupError, TypeError, RuntimeError, OSError, ImportError, MemoryError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"mhex-text: error: {text}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mhex-text",
+        description="Train text classifiers that explain themselves, and see which words they went by.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(when_interrupted="")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_explain(commands)
+    _add_evaluate(commands)
+    _add_demo(commands)
+    _add_info(commands)
+    return parser
+
+
+def _add_data(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--data",
+        required=True,
+        metavar="NAME|FILE|FOLDER",
+        help="ag_news, synthetic-notes, a CSV, JSON Lines or Parquet file, or a folder of such (train, test ...)",
+    )
+    group.add_argument("--root", type=Path, metavar="DIR", help="for ag_news: the folder in which ag_news/ lies")
+    group.add_argument("--no-download", action="store_true", help="use only data that is already there")
+    _add_columns(group)
+    group.add_argument("--label-column", metavar="NAME", help="the column of the labels (default: found by its name)")
+    group.add_argument(
+        "--rationale-column", metavar="NAME", help="the column of marked spans (default: found by its name)"
+    )
+
+
+def _add_columns(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--text-column", metavar="NAME", help="the column of the texts (default: found by its name)")
+    group.add_argument("--pair-column", metavar="NAME", help="the column of second texts (default: found by its name)")
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a classifier on texts",
+        description="Train a classifier that explains itself. A run that was stopped goes on when repeated.",
+    )
+    train.set_defaults(run=_train, when_interrupted="; the same command goes on from the last finished epoch")
+    _add_data(train.add_argument_group("data"))
+    network = train.add_argument_group("network")
+    network.add_argument(
+        "--encoder",
+        default="bert-base-uncased",
+        metavar="NAME|FOLDER",
+        help="a pretrained encoder with its tokenizer, on the Hugging Face hub or in a folder (default: %(default)s)",
+    )
+    network.add_argument(
+        "--plain", action="store_true", help="the encoder alone: it explains nothing, and judges for `evaluate`"
+    )
+    network.add_argument(
+        "--layers", default="all", metavar="A,B", help="which layers carry a block, from 0 (default: all)"
+    )
+    network.add_argument("--no-gate", action="store_true", help="heads only, no attention gates")
+    network.add_argument("--freeze-backbone", action="store_true", help="train gates and heads alone")
+    network.add_argument(
+        "--objective",
+        choices=OBJECTIVES,
+        default="layerwise",
+        help="layerwise: every head by itself; joint: their decayed sum (default: layerwise)",
+    )
+    training = train.add_argument_group("training")
+    training.add_argument("--recipe", choices=sorted(RECIPES), default="ag-news", help="preset (default: ag-news)")
+    training.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
+    training.add_argument("--batch-size", type=int, metavar="N", help="instead of the recipe's")
+    training.add_argument("--learning-rate", type=float, metavar="X", help="instead of the recipe's")
+    training.add_argument("--max-length", type=int, metavar="N", help="tokens of a text, instead of the recipe's")
+    training.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better one")
+    training.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of weights, order and the split-off texts (default: 0)"
+    )
+    training.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder for checkpoint and log")
+    training.add_argument("--overwrite", action="store_true", help="replace another run in that folder")
+
+
+def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    explain = commands.add_parser(
+        "explain",
+        help="explain a classifier's predictions on texts",
+        description="Show the evidence word by word: in the terminal, or with --out as explanations.html and "
+        "explanations.json.\nTexts that cannot be read are named and skipped.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    explain.set_defaults(run=_explain)
+    explain.add_argument(
+        "--checkpoint", required=True, metavar="RUN", help="a folder from `train`, or a hub repository"
+    )
+    given = explain.add_argument_group("texts")
+    given.add_argument("--text", action="append", metavar="TEXT", help="a text; may be given several times")
+    given.add_argument("--pair", action="append", metavar="TEXT", help="the second text of each pair")
+    given.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="one text per line of a .txt file or of the standard input (-), or of a CSV, JSON Lines or Parquet file",
+    )
+    _add_columns(given)
+    explain.add_argument("--out", type=Path, metavar="DIR", help="folder for a page and JSON, instead of the terminal")
+    explain.add_argument(
+        "--target", metavar="CLASS", help="name or number of the class to explain (default: predicted)"
+    )
+    explain.add_argument(
+        "--layers", default="3", metavar="N|all|A,B", help="the first N blocks, all, or their places (default: 3)"
+    )
+    explain.add_argument(
+        "--beta", type=float, default=1.0, metavar="X", help="weight of negative evidence (default: 1)"
+    )
+    explain.add_argument(
+        "--attention", action="store_true", help="multiply evidence by the attention that a token receives"
+    )
+    explain.add_argument("--max-length", type=int, metavar="N", help="tokens of a text (default: what the model takes)")
+    explain.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure explanations of labelled texts, by several methods side by side",
+        description="Explain the true class of every text by every method; another classifier judges the scores.\n"
+        "Writes samples.parquet (every value of every text), summary.json and summary.md (means with\n"
+        "95 % bootstrap intervals). What was stopped goes on when repeated.",
+        epilog=_METHODS_AND_METRICS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.set_defaults(run=_evaluate, when_interrupted="; the same command goes on with what is missing")
+    evaluate.add_argument("--checkpoint", required=True, metavar="RUN", help="the classifier that is explained")
+    evaluate.add_argument(
+        "--judge", required=True, metavar="RUN", help="the classifier that judges: another one, trained independently"
+    )
+    _add_data(evaluate.add_argument_group("data"))
+    evaluate.add_argument("--split", choices=SPLITS, default="test", help="which texts (default: test)")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="the first N texts (default: all)")
+    evaluate.add_argument("--methods", default="mhex,occlusion,random", metavar="A,B", help="(default: %(default)s)")
+    evaluate.add_argument(
+        "--metrics", default="avg_drop,comprehensiveness,sufficiency", metavar="A,B", help="(default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--max-length", type=int, metavar="N", help="tokens of a text (default: what both models take)"
+    )
+    evaluate.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="of the split-off texts (default: 0)")
+    evaluate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    evaluate.add_argument("--overwrite", action="store_true", help="replace another comparison in that folder")
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="train and explain on embedded texts, without any download",
+        description="Train on synthetic texts, explain, compare with the known rationales, and write a page.",
+    )
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--out", type=Path, default=Path("demo-text"), metavar="DIR", help="(default: demo-text)")
+    demo.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
+    demo.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
+    demo.add_argument("--overwrite", action="store_true", help="replace another run in that folder")
+
+
+def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    info = commands.add_parser(
+        "info",
+        help="show versions, what runs here, and what a checkpoint holds",
+        description="Show versions and what runs here; with --checkpoint, what it holds.",
+    )
+    info.set_defaults(run=_info)
+    info.add_argument("--checkpoint", metavar="RUN", help="a folder from `train`, or a hub repository")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from mhex_text.commands import train
+
+    _one_line_warnings()
+    return train(options, _say)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from mhex_text.commands import explain
+
+    _one_line_warnings()
+    return SOME_UNREADABLE if explain(options, _say, _complain) else 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from mhex_text.commands import evaluate
+
+    _one_line_warnings()
+    evaluate(options, _say)
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from mhex_text.demo import run_demo
+
+    run_demo(options.out, epochs=options.epochs, seed=options.seed, overwrite=options.overwrite, say=_say)
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from mhex_text.commands import info
+
+    info(options, _say)
+    return 0
+
+
+def _say(line: str) -> None:
+    # Flushed: whoever pipes the output wants to see an epoch when it is done. Of several processes one speaks.
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
+
+
+def _complain(line: str) -> None:
+    print(f"mhex-text: {line}", file=sys.stderr, flush=True)
+
+
+def _one_line_warnings() -> None:
+    """A damaged row is worth one line, not the line of our source that found it."""
+
+    def show(message: Warning | str, *_: object) -> None:
+        _complain(f"warning: {' '.join(str(message).split())}")
+
+    warnings.showwarning = show  # type: ignore[assignment]  # the arguments that are dropped are of no use here
+
+
+def entry_point() -> NoReturn:
+    """What the installed script calls."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry_point()
