@@ -17,6 +17,7 @@ import common
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 EXPLANATIONS = ROOT / "docs" / "results" / "explanations.md"
+TEXTS = ROOT / "docs" / "results" / "texts.md"
 TITLES = {
     "sad": "SAD ↑",
     "avg_drop": "AVG Drop ↑",
@@ -27,7 +28,11 @@ TITLES = {
     "pointing": "pointing ↑",
     "mass_inside": "mass inside ↑",
     "iou": "IoU ↑",
+    "comprehensiveness": "comprehensiveness ↑",
+    "sufficiency": "sufficiency ↓",
 }
+LESS_IS_BETTER = ("deletion", "sufficiency")
+BLIND = ("centre-gaussian", "random")  # methods that look at no network
 
 
 def bloodmnist(record: dict[str, Any]) -> list[str]:
@@ -106,31 +111,35 @@ def _scores(scores: list[dict[str, float]]) -> str:
     )
 
 
-def comparison(*names: str) -> Callable[[], list[str]]:
-    """The summaries of one or more `mhex-vision evaluate`, as one table; with several, rows begin with the network."""
+def comparison(*names: str, of: str = "explanations", unit: str = "image") -> Callable[[], list[str]]:
+    """The summaries of one or more `evaluate`, as one table; with several, rows begin with the network."""
 
     def lines() -> list[str]:
         found: list[str] = []
         for name in names:
-            record = _result(f"explanations/{name}")
+            record = _result(f"{of}/{name}")
             metrics = record["settings"]["metrics"]
             if not found:
                 titles = [_title(metric) for metric in metrics]
-                found = ["| " + " | ".join(["method", *titles, "ms / image"]) + " |", "|---" * (len(titles) + 2) + "|"]
+                found = [
+                    "| " + " | ".join(["method", *titles, f"ms / {unit}"]) + " |",
+                    "|---" * (len(titles) + 2) + "|",
+                ]
             prefix = f"{name.split('-')[0]}: " if len(names) > 1 else ""
             first, *_ = record["methods"]
             for method, values in record["methods"].items():
-                row = [f"`{method}`" if method in ("centre-gaussian", "random") else f"{prefix}`{method}`"]
+                row = [f"`{method}`" if method in BLIND else f"{prefix}`{method}`"]
                 for metric in metrics:
                     others = [other["scores"][metric]["mean"] for other in record["methods"].values()]
-                    best = min(others) if metric.startswith("deletion") else max(others)
+                    best = min(others) if metric.startswith(LESS_IS_BETTER) else max(others)
                     row.append(_cell(values, metric, first, best=len(names) == 1 and best))
-                milliseconds = 1000 * values["seconds_per_image"]
+                milliseconds = 1000 * values[f"seconds_per_{unit}"]
                 shown = f"{milliseconds:.0f}" if milliseconds >= 10 else f"{milliseconds:.2g}"
                 found.append("| " + " | ".join([*row, shown]) + " |")
-        images = {_result(f"explanations/{name}")["settings"]["compared"] for name in names}
-        commands = [f"`{_result(f'explanations/{name}')['command']}`" for name in names]
-        return [*found, "", f"{' / '.join(map(str, sorted(images)))} images; {_shape(record)}.", "", *_listed(commands)]
+        records = [_result(f"{of}/{name}") for name in names]
+        counts = sorted({record["settings"]["compared"] for record in records})
+        commands = _listed([f"`{record['command']}`" for record in records])
+        return [*found, "", f"{' / '.join(map(str, counts))} {unit}s; {_shape(records[-1])}.", "", *commands]
 
     return lines
 
@@ -141,8 +150,7 @@ def _cell(values: dict[str, Any], metric: str, first: str, *, best: object) -> s
     difference = values[f"differences from {first}"].get(metric)
     arrow = ""
     if difference is not None and difference["low"] is not None:
-        # Down is worse for every metric but deletion, of which less is better.
-        sign = -1 if metric.startswith("deletion") else 1
+        sign = -1 if metric.startswith(LESS_IS_BETTER) else 1
         if difference["low"] > 0 or difference["high"] < 0:
             arrow = " ▲" if sign * difference["mean"] > 0 else " ▼"
     mean = f"{score['mean']:.3f}"
@@ -233,6 +241,43 @@ def study() -> list[str]:
     return [*lines, "", f"{record['images']} images; {_shape(record)}.", "", f"`{record['command']}`"]
 
 
+def text_accuracy() -> list[str]:
+    """Plain and with blocks, side by side."""
+    record = _result("texts/accuracy")
+    found = ["| classifier | test accuracy | each head alone, shallow to deep |", "|---|---|---|"]
+    for name, run in record["runs"].items():
+        test = run["test"]
+        heads = ", ".join(f"{100 * accuracy:.1f}" for accuracy in test["head_accuracy"]) or "-"
+        found.append(f"| {name} | {100 * test['accuracy']:.2f} % | {heads} |")
+    commands = [f"`{run['command']}`" for run in record["runs"].values()]
+    return [*found, "", f"{_shape(record)}.", "", *_listed(commands)]
+
+
+def text_cost() -> list[str]:
+    """What explaining costs."""
+    record = _result("texts/cost")
+    found = ["| | texts / s | times classifying |", "|---|---|---|"]
+    for name, row in record["rows"].items():
+        shown = f"{row['texts_per_s']:.1f}" if row["texts_per_s"] < 10 else f"{row['texts_per_s']:.0f}"
+        times = row["times_classifying"]
+        found.append(f"| {name} | {shown} | {times:.2f} |" if times < 10 else f"| {name} | {shown} | {times:.0f} |")
+    return [*found, "", f"{_shape(record)}, {record['machine']['threads']} threads.", "", f"`{record['command']}`"]
+
+
+def text_smoothing() -> list[str]:
+    """How alike tokens become."""
+    record = _result("texts/smoothing")
+    found = [
+        "| block | mean cosine of a text's tokens in A_l | in the plain encoder's | deviation of the scores / mean "
+        "size | r with the scores of block 1 |",
+        "|---|---|---|---|---|",
+    ]
+    names = ("likeness", "likeness_plain", "spread", "agreement_with_first")
+    for number, values in enumerate(zip(*(record[name] for name in names), strict=True), 1):
+        found.append(f"| {number} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+    return [*found, "", f"{record['texts']} texts; {_shape(record)}.", "", f"`{record['command']}`"]
+
+
 def _or_dash(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
@@ -287,6 +332,11 @@ PAGES: dict[Path, dict[str, Callable[[], list[str]]]] = {
         "sanity": sanity,
         "labels": labels,
         "study": study,
+    },
+    TEXTS: {
+        "accuracy": text_accuracy,
+        "settings": comparison("settings", of="texts", unit="text"),
+        "smoothing": text_smoothing,
     },
 }
 

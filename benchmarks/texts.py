@@ -121,7 +121,6 @@ def accuracy(data: Path, work: Path) -> dict[str, Any]:  # noqa: ARG001
         found[name] = {
             "command": _shown(f"train {command} --out {{work}}/{name}"),
             "test": record["result"]["test"],
-            "minutes": sum(epoch["seconds"] for epoch in record["result"]["history"]) / 60,
             "texts": {split: record["settings"]["data"][split] for split in ("train", "validation", "test")},
             "truncated": record["result"]["truncated"],
         }
@@ -154,6 +153,7 @@ def cost(data: Path, work: Path) -> dict[str, Any]:
                 model.equivalent_matrices(),
                 output.logits.argmax(dim=1),
                 mask=made.mask,
+                beta=1.0,
             ).tolist()
 
     contenders: dict[str, Callable[[], Any]] = {
@@ -187,33 +187,43 @@ def smoothing(data: Path, work: Path) -> dict[str, Any]:
     if bundle.test is None:
         raise SystemExit("there are no test texts")
     texts = list(bundle.test["text"][:512])
-    matrices = model.equivalent_matrices()
+    # The encoder that was trained without blocks, with blocks that watch and change nothing.
+    network = AutoModelForSequenceClassification.from_pretrained(work / "plain")
+    plain = MHEXForSequenceClassification.from_encoder(network, bundle.num_classes, gate=False)
+    matrices = [matrix.detach() for matrix in model.equivalent_matrices()]
     count = len(matrices)
-    likeness, spread, agreement = torch.zeros(count), torch.zeros(count), torch.zeros(count)
+    likeness, without, spread, agreement = (torch.zeros(count) for _ in range(4))
     for start in range(0, len(texts), 64):
         batch = TokenBatch.make(texts[start : start + 64], tokenizer, max_length=LENGTH)
-        with torch.inference_mode():
+        with torch.no_grad():
             output = model(**batch.inputs(), output_activations=True)
+            other = plain(**batch.inputs(), output_activations=True)
         target, mask = output.logits.argmax(dim=1), batch.mask
         scores = [
-            token_saliency([activation], [matrix], target, mask=mask)
+            token_saliency([activation], [matrix], target, mask=mask, beta=1.0)
             for activation, matrix in zip(output.activations, matrices, strict=True)
         ]
         for layer, activation in enumerate(output.activations):
             for row, chosen in enumerate(mask):
-                unit = F.normalize(activation[row][chosen], dim=1)
-                tokens = len(unit)
-                likeness[layer] += (unit @ unit.T).fill_diagonal_(0).sum() / max(tokens * (tokens - 1), 1)
+                likeness[layer] += _likeness(activation[row][chosen])
+                without[layer] += _likeness(other.activations[layer][row][chosen])
                 values, first = scores[layer][row][chosen], scores[0][row][chosen]
                 spread[layer] += values.std() / values.abs().mean().clamp(min=1e-12)
                 agreement[layer] += torch.corrcoef(torch.stack([values, first]))[0, 1].nan_to_num()
     figures = {
         "likeness": (likeness / len(texts)).tolist(),
+        "likeness_plain": (without / len(texts)).tolist(),
         "spread": (spread / len(texts)).tolist(),
         "agreement_with_first": (agreement / len(texts)).tolist(),
     }
     _plot(figures)
     return {"texts": len(texts), "layers": count, **figures}
+
+
+def _likeness(tokens: torch.Tensor) -> torch.Tensor:
+    """The mean cosine of two tokens of a text."""
+    unit = F.normalize(tokens, dim=1)
+    return (unit @ unit.T).fill_diagonal_(0).sum() / max(len(unit) * (len(unit) - 1), 1)
 
 
 def _plot(figures: dict[str, list[float]]) -> None:
@@ -222,7 +232,9 @@ def _plot(figures: dict[str, list[float]]) -> None:
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     layers = range(1, len(figures["likeness"]) + 1)
-    left.plot(layers, figures["likeness"], marker="o", color="C0")
+    left.plot(layers, figures["likeness"], marker="o", color="C0", label="with gates and heads")
+    left.plot(layers, figures["likeness_plain"], marker="s", color="C7", linestyle="--", label="plain")
+    left.legend()
     left.set(title="likeness of a text's tokens in A_l", xlabel="block", ylabel="mean cosine", ylim=(0, 1.02))
     right.plot(layers, figures["spread"], marker="o", color="C1")
     right.set(title="how much the scores differ", xlabel="block", ylabel="deviation / mean size", ylim=(0, None))
