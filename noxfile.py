@@ -9,7 +9,7 @@ import nox
 nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "tests", "native", "pure", "sdist", "abi"]
+nox.options.sessions = ["lint", "types", "tests", "native", "pure", "transformers4", "sdist", "abi"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PACKAGES = ("packages/mhex-core", "packages/mhex-vision[all]", "packages/mhex-text[all]")
@@ -115,6 +115,15 @@ def abi(session: nox.Session) -> None:
         )
         with session.chdir(folder):
             session.run("python", str(ROOT / "tests" / "native" / "parity.py"), env={"MHEX_NATIVE": "1"})
+
+
+@nox.session
+def transformers4(session: nox.Session) -> None:
+    """Run the tests of texts on the last transformers before version 5."""
+    packages = ("./packages/mhex-core", "./packages/mhex-vision", "./packages/mhex-text[all]")
+    session.install(*packages, *groups("test"), "transformers<5", env={"MHEX_NATIVE": "0"})
+    # It warns of what torch has deprecated since.
+    run_tests(session, "tests/text", "-W", "default")
 
 
 @nox.session

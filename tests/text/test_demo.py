@@ -54,13 +54,14 @@ def test_leaves_a_checkpoint_a_page_and_explanations(demo, notes):
     assert there >= {"config.json", "demo.html", "explanations.json", "log.csv", "model.safetensors", "run.json"}
     assert not any(name.startswith(".") for name in there)
     explanation = Explanation.from_json(out / "explanations.json")
-    assert [item.texts[0] for item in explanation] == list(notes.test["text"])
+    assert {item.texts[0] for item in explanation} <= set(notes.test["text"])
+    assert len(explanation) == len(NOTE_CLASSES)
     assert explanation.settings.class_names == NOTE_CLASSES
     assert (out / "demo.html").read_text(encoding="utf-8").count("<article") == 4
 
     model = MHEXForSequenceClassification.from_pretrained(out)
-    again = model.explain(explanation[5].texts[0])
-    for one, other in zip(again[0].tokens, explanation[5].tokens, strict=True):
+    again = model.explain(explanation[3].texts[0])
+    for one, other in zip(again[0].tokens, explanation[3].tokens, strict=True):
         assert one.text == other.text
         assert one.score == pytest.approx(other.score, rel=1e-3, abs=1e-5)
 

@@ -10,6 +10,7 @@ follows from (seed, epoch) alone.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -19,7 +20,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -60,6 +61,7 @@ from mhex_text.run_files import (
 )
 
 _FINAL = "final"
+_PRECISION = "ACCELERATE_MIXED_PRECISION"
 _LIBRARIES = ("mhex-text", "torch", "transformers", "tokenizers", "accelerate", "datasets")
 
 
@@ -306,7 +308,8 @@ class _Run:
                 f"tokenizer must be the encoder's own: the encoder knows {self.model.config.vocab_size} tokens, "
                 f"got token {highest}"
             )
-        trainer = self._trainer()
+        with _precision_forgotten():
+            trainer = self._trainer()
         if trainer.is_world_process_zero():
             self._write_record(None)
         self.checkpoints.scan()
@@ -510,3 +513,15 @@ def _plain(model: PreTrainedModel) -> dict[str, Any]:
 
 def _load_weights(model: PreTrainedModel, path: Path) -> None:
     model.load_state_dict(load_file(path))
+
+
+@contextlib.contextmanager
+def _precision_forgotten() -> Iterator[None]:
+    """Transformers 4 tells accelerate of bf16 by a variable of the environment, and leaves it to the next run."""
+    past = os.environ.pop(_PRECISION, None)
+    try:
+        yield
+    finally:
+        os.environ.pop(_PRECISION, None)
+        if past is not None:
+            os.environ[_PRECISION] = past
