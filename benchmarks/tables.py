@@ -336,6 +336,9 @@ PAGES: dict[Path, dict[str, Callable[[], list[str]]]] = {
     TEXTS: {
         "accuracy": text_accuracy,
         "settings": comparison("settings", of="texts", unit="text"),
+        "test": comparison("test", of="texts", unit="text"),
+        "slow": comparison("slow", of="texts", unit="text"),
+        "cost": text_cost,
         "smoothing": text_smoothing,
     },
 }
