@@ -26,7 +26,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -38,6 +37,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from mhex_core import _checks
 from mhex_text import explaining
 from mhex_text._library import quiet
+from mhex_text.accuracy import accuracies
 from mhex_text.batching import LengthGroups, TokenizedTexts
 from mhex_text.data import TextBundle
 from mhex_text.history import (
@@ -137,31 +137,6 @@ def _is_text_classifier(model: object) -> bool:
     # The names only: asking for the classes would import every architecture there is.
     known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
     return isinstance(model, PreTrainedModel) and type(model).__name__ in known
-
-
-def _judge(model: PreTrainedModel, tokens: TokenizedTexts, collate: Any, batch_size: int) -> TextMetrics:
-    """Loss and accuracies. Draws no random number."""
-    device = next(model.parameters()).device
-    order = np.argsort(-tokens.lengths, kind="stable").tolist()
-    own: Any = model if isinstance(model, MHEXForSequenceClassification) else None
-    total, right, heads = 0.0, 0, np.zeros(len(own.blocks) if own is not None else 0)
-    asked = {"output_heads": True} if own is not None else {}
-    mode = model.training
-    model.train(mode=False)
-    try:
-        for start in range(0, len(order), batch_size):
-            batch = collate([tokens[index] for index in order[start : start + batch_size]]).to(device)
-            with torch.no_grad():
-                output = model(**batch, **asked, return_dict=True)
-            labels = batch["labels"]
-            total += float(output.loss) * len(labels)
-            right += int((output.logits.argmax(dim=1) == labels).sum())
-            if own is not None:
-                heads += [int((logits.argmax(dim=1) == labels).sum()) for logits in output.head_logits]
-    finally:
-        model.train(mode=mode)
-    count = len(order)
-    return TextMetrics(loss=total / count, accuracy=right / count, head_accuracy=tuple((heads / count).tolist()))
 
 
 # ----------------------------------------------------------------------------------------------------------- one run
@@ -349,7 +324,7 @@ class _Run:
     def judge(self, split: str) -> TextMetrics | None:
         """How the classifier does on the texts of a split; None where there are none."""
         tokens = self.tokens.get(split)
-        return None if tokens is None else _judge(self.model, tokens, self.collate, 2 * self.recipe.batch_size)
+        return None if tokens is None else accuracies(self.model, tokens, self.collate, 2 * self.recipe.batch_size)
 
     def write_log(self) -> None:
         """One row per epoch."""
