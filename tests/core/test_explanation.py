@@ -331,3 +331,30 @@ def test_damage_anywhere_is_a_value_error_or_harmless(make_explanation, tmp_path
 def test_bad_weights_are_named(make_explanation, change, error, name):
     with pytest.raises(error, match=name):
         make_explanation()[0].reweighted(**change)
+
+
+# ------------------------------------------------------------------------------------------------- of other methods
+
+
+def of_maps(maps, **more):
+    probabilities = torch.rand(len(maps), 3, generator=torch.Generator().manual_seed(2)).softmax(dim=1)
+    return Explanation.of_maps(maps, torch.zeros(len(maps), dtype=torch.int64), probabilities, method="cdam", **more)
+
+
+def test_maps_of_another_method_keep_sign_and_scale(tmp_path):
+    maps = 7 * torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(1))
+    explanation = of_maps(maps, class_names=("a", "b", "c"))
+    assert torch.equal(explanation.saliency, maps)
+    assert explanation.signed
+    assert (explanation.method, explanation.layer_names) == ("cdam", ("cdam",))
+    assert explanation.head_logits.shape == (0, 3, 3)
+    assert_close(explanation.layer_saliency()[0], maps)
+    assert_close(explanation.reweighted(beta=0.0).saliency, maps.clamp(min=0))
+    assert not explanation.reweighted(beta=0.0).signed
+    loaded = Explanation.load(explanation.save(tmp_path / "maps.npz"))
+    assert (loaded.method, loaded.class_names) == ("cdam", ("a", "b", "c"))
+    assert torch.equal(loaded.saliency, maps)
+    whole = Explanation.concatenate([explanation[:1], explanation[1:]])
+    assert torch.equal(whole.saliency, maps)
+    with pytest.raises(ValueError, match="share their method"):
+        Explanation.concatenate([explanation, replace(explanation, method="gmar")])

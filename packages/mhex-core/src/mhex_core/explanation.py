@@ -1,6 +1,9 @@
 """What an explanation holds, how it is weighed anew, and how it is kept in a file.
 
 Letters: B batch, n targets per sample, K classes, L layers, h_l x w_l layer size, H x W map size.
+
+What another method than MHEX found is held in the same form: one layer, whose positive and negative parts are those of
+its signed map. With `normalize` off and beta 1 the saliency is that map, sign and scale as the method gave them.
 """
 
 from __future__ import annotations
@@ -54,6 +57,7 @@ class Explanation:
         options: The settings `saliency` was made with.
         layer_names: L names, shallow to deep.
         class_names: K names, or empty where none are known.
+        method: What made it: "mhex", or another method's name with its options.
     """
 
     saliency: Tensor
@@ -65,6 +69,7 @@ class Explanation:
     options: SaliencyOptions
     layer_names: tuple[str, ...]
     class_names: tuple[str, ...] = ()
+    method: str = "mhex"
 
     def __len__(self) -> int:
         return self.saliency.shape[0]
@@ -84,6 +89,41 @@ class Explanation:
         return self._map(cut)
 
     @classmethod
+    def of_maps(
+        cls,
+        maps: Tensor,
+        target: Tensor,
+        probabilities: Tensor,
+        *,
+        method: str,
+        class_names: Sequence[str] = (),
+        **more: Any,
+    ) -> Self:
+        """The maps of another method, as they are.
+
+        Args:
+            maps: (B, H, W) or (B, n, H, W), of any sign and range.
+            target: (B,) or (B, n), the classes explained.
+            probabilities: (B, K).
+            method: Its name.
+            class_names: K names, or none.
+            **more: Fields of a subclass.
+        """
+        return cls(
+            saliency=maps,
+            target=target,
+            probabilities=probabilities,
+            head_logits=probabilities.new_zeros(0, *probabilities.shape),
+            positive=(maps.clamp(min=0),),
+            negative=(maps.clamp(max=0),),
+            options=SaliencyOptions(beta=1.0, normalize=False),
+            layer_names=(method,),
+            class_names=tuple(class_names),
+            method=method,
+            **more,
+        )
+
+    @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """One explanation of all samples, in order.
 
@@ -97,7 +137,7 @@ class Explanation:
             raise ValueError("parts must hold at least one explanation, got none")
         first = parts[0]
         for part in parts[1:]:
-            for name in ("options", "layer_names", "class_names"):
+            for name in ("method", "options", "layer_names", "class_names"):
                 if getattr(part, name) != getattr(first, name):
                     raise ValueError(
                         f"parts must share their {name}, got {getattr(first, name)} and {getattr(part, name)}"
@@ -130,6 +170,11 @@ class Explanation:
     def prediction(self) -> Tensor:
         """(B,), the class of the highest probability."""
         return self.probabilities.argmax(dim=1)
+
+    @property
+    def signed(self) -> bool:
+        """Whether evidence against the target shows: some value of a map that was not brought to [0, 1] is negative."""
+        return not self.options.normalize and bool((self.saliency < 0).any())
 
     @property
     def layer_weights(self) -> tuple[float, ...]:
@@ -225,7 +270,7 @@ class Explanation:
                 count = sum(key.startswith(f"{name}.") for key in arrays)
                 values[name] = tuple(torch.from_numpy(arrays[f"{name}.{index}"]) for index in range(count))
             elif name in header and name != "options":
-                values[name] = tuple(header[name])
+                values[name] = header[name] if isinstance(header[name], str) else tuple(header[name])
         return cls(**values)
 
     def _combined(self, options: SaliencyOptions) -> Tensor:
@@ -240,8 +285,8 @@ class Explanation:
                 found[field.name] = value
         return found
 
-    def _texts(self) -> dict[str, tuple[str, ...]]:
-        return {"layer_names": self.layer_names, "class_names": self.class_names}
+    def _texts(self) -> dict[str, str | tuple[str, ...]]:
+        return {"layer_names": self.layer_names, "class_names": self.class_names, "method": self.method}
 
     def _map(self, change: Callable[[str, Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {
