@@ -42,6 +42,8 @@ def test_the_names():
     assert tuple(EXPLAINERS) == (
         *("mhex", "mhex-paper", "mhex-authors", "random", "centre-gaussian"),
         *("gradcam", "gradcam++", "layercam", "scorecam", "eigencam", "integrated-gradients", "shap"),
+        *("cdam", "gmar", "attention", "attention-rollout", "attention-flow", "attention-gradcam"),
+        *("attention-shapley", "attcat", "generic-relevance", "grad-sam", "vit-cx"),
     )
     assert all(EXPLAINERS.values())
 
@@ -49,7 +51,7 @@ def test_the_names():
 def test_importing_brings_no_library_along(vision_python):
     code = (
         "import sys, mhex_vision.explainers as e; e.explainer('random');"
-        "print([m for m in ('captum', 'cv2', 'pytorch_grad_cam', 'shap') if m in sys.modules])"
+        "print([m for m in ('captum', 'cv2', 'pytorch_grad_cam', 'shap', 'sklearn', 'timm') if m in sys.modules])"
     )
     done = vision_python.run("-c", code)
     assert done.stdout.strip() == "[]", done.stderr
@@ -57,7 +59,7 @@ def test_importing_brings_no_library_along(vision_python):
 
 def test_unknown_names_are_answered_with_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"name must be one of mhex, mhex-paper, mhex-authors, .*shap, or .*got 'gradcamm'"
+        ValueError, match=r"name must be one of mhex, mhex-paper, mhex-authors, .*vit-cx, or .*got 'gradcamm'"
     ):
         explainer("gradcamm")
     with pytest.raises(ValueError, match="got 'gradcamm'"):

@@ -12,13 +12,22 @@ from torch import nn
 from torch.testing import assert_close
 
 from mhex_vision import metrics
-from mhex_vision.metrics.modules import JudgedMetric, LocalizationMetric
+from mhex_vision.metrics.modules import JudgedMetric, LocalizationMetric, MapMetric
 
 JUDGED = [kind for kind in vars(metrics.modules).values() if isinstance(kind, type) and JudgedMetric in kind.__bases__]
 LOCAL = [
     kind for kind in vars(metrics.modules).values() if isinstance(kind, type) and LocalizationMetric in kind.__bases__
 ]
-OPTIONS = {"ROAD": {"fractions": (0.2, 0.5)}, "Infidelity": {"draws": 8}, "SensitivityN": {"subsets": 8}}
+ALONE = [kind for kind in vars(metrics.modules).values() if isinstance(kind, type) and MapMetric in kind.__bases__]
+EVERY = JUDGED + LOCAL + ALONE
+OPTIONS = {
+    "ROAD": {"fractions": (0.2, 0.5)},
+    "Infidelity": {"draws": 8},
+    "SensitivityN": {"subsets": 8},
+    "Fidelity": {"steps": 5},
+    "BoxSensitivity": {"boxes": 8},
+    "Compactness": {"threshold": 0.2},
+}
 
 
 class Network(nn.Module):
@@ -45,26 +54,33 @@ def cases(count=7):
 def measured(kind, rows, judge):
     """A metric that has seen some of the images, in batches of two."""
     images, saliency, target, masks = cases()
-    metric = kind(judge, **OPTIONS.get(kind.__name__, {})) if issubclass(kind, JudgedMetric) else kind()
+    options = OPTIONS.get(kind.__name__, {})
+    metric = kind(judge, **options) if issubclass(kind, JudgedMetric) else kind(**options)
     for part in [rows[start : start + 2] for start in range(0, len(rows), 2)]:
         if issubclass(kind, JudgedMetric):
             metric.update(images[part], saliency[part], target[part])
+        elif issubclass(kind, MapMetric):
+            metric.update(saliency[part])
         else:
             metric.update(saliency[part], masks[part])
     return metric
 
 
 def test_every_metric_is_among_them():
-    assert len(JUDGED) == 11
+    assert len(JUDGED) == 13
     assert len(LOCAL) == 3
+    assert len(ALONE) == 1
 
 
-@pytest.mark.parametrize("kind", JUDGED + LOCAL)
+@pytest.mark.parametrize("kind", EVERY)
 def test_a_metric_is_the_mean_of_its_function(kind):
     images, saliency, target, masks = cases()
     judge = Network()
+    options = OPTIONS.get(kind.__name__, {})
     if kind in JUDGED:
-        values = kind.function(metrics.Judge(judge), images, saliency, target, **OPTIONS.get(kind.__name__, {}))
+        values = kind.function(metrics.Judge(judge), images, saliency, target, **options)
+    elif kind in ALONE:
+        values = kind.function(saliency, **options)
     else:
         values = kind.function(saliency, masks)
     metric = measured(kind, list(range(7)), judge)
@@ -90,9 +106,7 @@ def test_undefined_values_are_left_out():
 def worker(rank, world, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     judge = Network()
-    found = {
-        kind.__name__: float(measured(kind, list(range(rank, 7, world)), judge).compute()) for kind in JUDGED + LOCAL
-    }
+    found = {kind.__name__: float(measured(kind, list(range(rank, 7, world)), judge).compute()) for kind in EVERY}
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
@@ -103,7 +117,7 @@ def test_processes_with_unequal_shares_agree_on_the_mean_of_all(vision_python, t
     for process in processes:
         done = process.wait()
         assert done.returncode == 0, done.stderr
-    alone = {kind.__name__: float(measured(kind, list(range(7)), Network()).compute()) for kind in JUDGED + LOCAL}
+    alone = {kind.__name__: float(measured(kind, list(range(7)), Network()).compute()) for kind in EVERY}
     for rank in range(world):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found == pytest.approx(alone, rel=1e-6, abs=1e-6)

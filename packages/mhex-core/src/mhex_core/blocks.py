@@ -153,7 +153,7 @@ def _mean_over_positions(features: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return features.mean(dim=1) if tokens else features.flatten(2).mean(dim=2)
     by_position = features if tokens else features.flatten(2).transpose(1, 2)
-    real = mask.reshape(mask.shape[0], -1, 1).to(torch.bool)
+    real = mask.flatten(1).unsqueeze(2).to(torch.bool)
     # `where`, not a product: a padded position may hold anything, NaN included, and must not be felt.
     kept = torch.where(real, by_position, torch.zeros((), dtype=features.dtype, device=features.device))
     # The sum of many half-precision values may be infinite where their mean is not.

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mhex_vision.data import Preprocessing, load_data
     from mhex_vision.deployment import DeployedClassifier
     from mhex_vision.evaluation import Metrics, evaluate
+    from mhex_vision.explaining import explain_by
     from mhex_vision.explanation import Explanation
     from mhex_vision.plain import PlainClassifier, load_classifier
     from mhex_vision.recipes import RECIPES, Recipe
@@ -30,6 +31,7 @@ __all__ = [
     "Recipe",
     "TrainingResult",
     "evaluate",
+    "explain_by",
     "load_classifier",
     "load_data",
     "train",
@@ -49,6 +51,7 @@ _HOMES = {
     "Recipe": "recipes",
     "TrainingResult": "training",
     "evaluate": "evaluation",
+    "explain_by": "explaining",
     "load_classifier": "plain",
     "load_data": "data",
     "train": "training",

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from mhex_core.specs import parse_spec
 from mhex_vision.surgery import TracedNetwork
 
 TIMM_PREFIX = "timm/"
@@ -20,18 +21,29 @@ def build(name: str, num_classes: int, *, weights: str | None = None) -> nn.Modu
     """Build a network by name.
 
     Args:
-        name: A torchvision name such as "resnet18", or "timm/" and a timm name.
+        name: A torchvision name such as "resnet18", or "timm/" and a timm name; after a colon, what the library's
+            function for that network can be told: "timm/vit_tiny_patch16_224:img_size=28,patch_size=4".
         num_classes: K, for a network without pretrained weights; pretrained ones keep the number they were trained on.
         weights: None, or "DEFAULT" or another name torchvision knows; for timm any name of a pretrained tag, or
             "DEFAULT". Fetched by the library in question on first use.
 
     Raises:
-        ValueError: No such network, or no such weights.
+        ValueError: No such network, no such weights, or no such option of the network.
         ImportError: timm is not installed.
         OSError: The weights could not be fetched.
     """
-    if name.startswith(TIMM_PREFIX):
-        return _build_timm(name.removeprefix(TIMM_PREFIX), num_classes, weights=weights)
+    asked = name
+    name, options = parse_spec(name, known=())
+    try:
+        if name.startswith(TIMM_PREFIX):
+            return _build_timm(name.removeprefix(TIMM_PREFIX), num_classes, weights=weights, **options)
+        return _build_torchvision(name, num_classes, weights=weights, **options)
+    except (TypeError, AssertionError) as error:
+        # Which of its arguments a network's function takes, and which values go together, only it knows.
+        raise ValueError(f"backbone {asked!r} cannot be built with these options: {error}") from error
+
+
+def _build_torchvision(name: str, num_classes: int, *, weights: str | None, **options: Any) -> nn.Module:
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -42,7 +54,7 @@ def build(name: str, num_classes: int, *, weights: str | None = None) -> nn.Modu
             f"backbone must be a torchvision classification network or 'timm/NAME', got {name!r}; close: {close}"
         )
     if weights is None:
-        fresh: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+        fresh: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **options)
         return fresh
     try:
         chosen = models.get_model_weights(name)[weights] if weights != "DEFAULT" else "DEFAULT"
@@ -50,13 +62,13 @@ def build(name: str, num_classes: int, *, weights: str | None = None) -> nn.Modu
         offered = ", ".join(models.get_model_weights(name).__members__)
         raise ValueError(f"weights must be one of {offered} for {name!r}, got {weights!r}") from error
     try:
-        pretrained: nn.Module = models.get_model(name, weights=chosen)
+        pretrained: nn.Module = models.get_model(name, weights=chosen, **options)
     except _FETCHING_ERRORS as error:
         raise OSError(f"the weights {weights!r} of {name!r} could not be fetched: {error}") from error
     return pretrained
 
 
-def _build_timm(name: str, num_classes: int, *, weights: str | None) -> nn.Module:
+def _build_timm(name: str, num_classes: int, *, weights: str | None, **options: Any) -> nn.Module:
     try:
         import timm
     except ImportError as error:
@@ -66,7 +78,7 @@ def _build_timm(name: str, num_classes: int, *, weights: str | None) -> nn.Modul
     tagged = name if weights in (None, "DEFAULT") else f"{name.partition('.')[0]}.{weights}"
     classes: dict[str, Any] = {} if weights is not None else {"num_classes": num_classes}
     try:
-        network: nn.Module = timm.create_model(tagged, pretrained=weights is not None, **classes)
+        network: nn.Module = timm.create_model(tagged, pretrained=weights is not None, **classes, **options)
     except RuntimeError as error:
         raise ValueError(f"weights of {name!r} cannot be used: {error}") from error
     except OSError as error:
@@ -75,7 +87,7 @@ def _build_timm(name: str, num_classes: int, *, weights: str | None) -> nn.Modul
 
 
 def set_num_classes(backbone: nn.Module, traced: TracedNetwork, num_classes: int) -> bool:
-    """Give a network's last layer `num_classes` outputs; say whether it had to be replaced.
+    """Give a traced network's last layer `num_classes` outputs; say whether it had to be replaced.
 
     Raises:
         ValueError: The network's output is not (B, K) or does not come from an `nn.Linear`.

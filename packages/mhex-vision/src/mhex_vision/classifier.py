@@ -1,7 +1,7 @@
-"""A residual network with MHEX blocks on its connections.
+"""A residual network with MHEX blocks on its connections: a convolutional one, or a vision transformer.
 
-Letters: B batch, K classes, L blocks, C_l channels, h_l x w_l size of block l's feature maps, H x W image size,
-n targets per sample.
+Letters: B batch, K classes, L blocks, C_l channels, h_l x w_l size of block l's feature maps (for a vision transformer
+its patch grid), H x W image size, n targets per sample.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from huggingface_hub import ModelHubMixin
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from mhex_core import (
     BlockOutput,
@@ -26,7 +26,7 @@ from mhex_core import (
     signed_maps,
 )
 from mhex_core.modes import in_evaluation_mode
-from mhex_vision import backbones, checkpoint, surgery
+from mhex_vision import backbones, checkpoint, instrumentation, surgery
 from mhex_vision.config import Classifier, MHEXConfig, Objective
 from mhex_vision.deployment import DeployedClassifier
 from mhex_vision.explanation import Explanation
@@ -65,20 +65,20 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
 
     def __init__(self, config: MHEXConfig, backbone: nn.Module) -> None:
         super().__init__()
-        traced = surgery.trace(backbone, image_size=config.image_size)
+        network = instrumentation.examine(backbone, image_size=config.image_size)
         keep = config.classifier == "keep"
-        if keep and backbones.set_num_classes(backbone, traced, config.num_classes):
+        if keep and network.set_num_classes(backbone, config.num_classes):
             if config.freeze_backbone and not config.gate:
                 raise ValueError(
                     f"num_classes is {config.num_classes}, and the backbone to be frozen has another number of "
                     "outputs; a frozen classifier keeps its classes"
                 )
-            traced = surgery.trace(backbone, image_size=config.image_size)
-        self._additions = surgery.choose(traced.additions, config.at, with_last=not keep)
+            network = instrumentation.examine(backbone, image_size=config.image_size)
+        self._additions = surgery.choose(network.additions, config.at, with_last=not keep)
         surgery.forbid_in_place(backbone)
         self.config = config
         self.backbone = backbone
-        self._compile(traced.evaluation, traced.training)
+        self._adopt(network.compile(backbone, self._additions, keep_output=keep))
         like = next(backbone.parameters())
         self.blocks = nn.ModuleList(
             MHEXBlock(addition.channels, config.num_classes, gate=config.gate, activation=config.activation).to(
@@ -110,14 +110,19 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
     ) -> Self:
         """Attach blocks to a residual network.
 
+        In a vision transformer the connection is that of the feed-forward part of each transformer block: the shortcut
+        is the stream after the attention, the gate multiplies all tokens, and averages are over patches only.
+
         Args:
             name_or_module: A torchvision name, "timm/" and a timm name, or a network of your own, which is copied and
-                stays as it is.
+                stays as it is: one that torch.fx can trace, or a vision transformer of torchvision, timm or
+                transformers. Of a `PlainClassifier` the name stays known.
             num_classes: K.
             weights: Pretrained weights to start from (with a name only): "DEFAULT" or a name the library knows.
             at: Which residual additions get a block: "all"; "downsample", those that change channels or resolution (the
                 paper's recommended bottlenecks); "stage", the last one at each resolution. Without a classifier of its
-                own the network predicts from its last addition, which then always has a block.
+                own the network predicts from its last addition, which then always has a block. A vision transformer has
+                one resolution and no bottlenecks.
             gate: Whether shortcuts are gated. Without, blocks watch and change nothing.
             freeze_backbone: Whether the backbone's weights and statistics stay as they are in training.
             classifier: "drop" the network's own classifier (the last head predicts) or "keep" it (it predicts).
@@ -125,25 +130,32 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             decay: Of the joint objective.
             activation: What saliency reads, the "sum" or the gated "shortcut".
             multi_label: Whether classes are independent of each other.
-            image_size: Side of the images the network is probed with; for networks that insist on one size.
+            image_size: Side of the images the network is probed with; for networks that insist on one size. A vision
+                transformer is not probed.
 
         Returns:
             The classifier, in training mode. With `freeze_backbone=True, gate=False, classifier="keep"` its logits are
             those of the backbone, bit for bit.
 
         Raises:
-            ValueError: The network has no residual addition, cannot be traced, or does not fit the options.
+            ValueError: The network has no residual addition, cannot be traced (or, if it is a vision transformer, run
+                block by block), or does not fit the options.
         """
+        from mhex_vision.plain import PlainClassifier  # which imports this module
+
+        name: str | None = None
         if isinstance(name_or_module, str):
-            backbone = backbones.build(name_or_module, num_classes, weights=weights)
+            name, backbone = name_or_module, backbones.build(name_or_module, num_classes, weights=weights)
         elif isinstance(name_or_module, nn.Module):
             if weights is not None:
                 raise ValueError("weights belong to a backbone given by name; load your module's weights yourself")
+            if isinstance(name_or_module, PlainClassifier):
+                name, name_or_module = name_or_module.config.backbone, name_or_module.backbone
             backbone = copy.deepcopy(name_or_module)
         else:
             raise TypeError(f"name_or_module must be a name or an nn.Module, got {type(name_or_module).__name__}")
         config = MHEXConfig(
-            backbone=name_or_module if isinstance(name_or_module, str) else None,
+            backbone=name,
             num_classes=num_classes,
             at=at,
             gate=gate,
@@ -376,14 +388,10 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
                 raise TypeError(f"blocks must hold MHEXBlock modules, got {type(block).__name__}")
             yield block
 
-    def _compile(self, *graphs: fx.Graph) -> None:
-        keep = self.config.classifier == "keep"
-        compiled = [
-            surgery.compile_forward(self.backbone, graph, self._additions, keep_output=keep) for graph in graphs
-        ]
-        (self._evaluate, used), (self._train, used_in_training) = compiled
-        if not keep:
-            surgery.drop_unused(self.backbone, used | used_in_training)
+    def _adopt(self, compiled: instrumentation.Compiled) -> None:
+        self._evaluate, self._train = compiled.evaluate, compiled.train
+        if self.config.classifier == "drop":
+            surgery.drop_unused(self.backbone, compiled.used)
 
     def _run(self, images: Tensor) -> tuple[Tensor | None, tuple[BlockOutput, ...]]:
         forward = self._train if self.backbone.training else self._evaluate
@@ -415,4 +423,5 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._compile(*surgery.trace_graphs(self.backbone))
+        keep = self.config.classifier == "keep"
+        self._adopt(instrumentation.compile_copy(self.backbone, self._additions, keep_output=keep))

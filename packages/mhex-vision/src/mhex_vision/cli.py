@@ -35,15 +35,21 @@ _EXAMPLES = """examples:
   mhex-vision evaluate --checkpoint runs/blood --judge runs/judge --data bloodmnist --out measured
 """
 
-_METHODS_AND_METRICS = """methods:
-  mhex, mhex-paper, mhex-authors, random, centre-gaussian; from other libraries (pip install "mhex-vision[bench]"):
-  gradcam, gradcam++, layercam, scorecam, eigencam, integrated-gradients, shap; or your own, as module:function, called
-  with (model, images, targets) and returning maps (B, H, W)
-metrics:
+_METHODS = """methods:
+  the classifier's own: mhex, mhex-paper, mhex-authors; to compare with: random, centre-gaussian
+  of vision transformers: cdam, gmar, attention, attention-rollout, attention-flow, attention-gradcam,
+  attention-shapley, attcat, generic-relevance, grad-sam, vit-cx
+  from other libraries (pip install "mhex-vision[bench]"): gradcam, gradcam++, layercam, scorecam, eigencam,
+  integrated-gradients, shap
+  your own: module:function, called with (model, images, targets) and returning maps (B, H, W)
+  options follow a colon: mhex:beta=0.5,decay=1  cdam:mode=smooth  gradcam:layer=layer3.1
+"""
+
+_METHODS_AND_METRICS = f"""{_METHODS}metrics:
   sad, avg_drop, ead, area_drop, confidence_increase, insertion, deletion, road, infidelity, sensitivity_n,
-  completeness; with masks: pointing, mass_inside, iou
-options of either follow a colon:
-  --methods mhex:beta=0.5,decay=1,gradcam:layer=layer3.1 --metrics sad,deletion:steps=32,baseline=mean
+  completeness, fidelity, box_sensitivity, compactness, class_sensitivity, class_sensitivity_least; with masks:
+  pointing, mass_inside, iou
+  options follow a colon: sad,deletion:steps=32,baseline=mean
 """
 
 
@@ -99,7 +105,11 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     data.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode files (default: 0)")
     network = train.add_argument_group("network")
     network.add_argument(
-        "--backbone", default="resnet18", metavar="NAME", help="torchvision name or timm/NAME (default: resnet18)"
+        "--backbone",
+        default="resnet18",
+        metavar="NAME|RUN",
+        help="torchvision name or timm/NAME, its options after a colon; or a run of train --plain, which blocks are\n"
+        "attached to (default: resnet18)",
     )
     network.add_argument("--weights", metavar="NAME", help="pretrained weights to start from, such as DEFAULT")
     network.add_argument(
@@ -131,6 +141,8 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "explain",
         help="explain a classifier's predictions on image files",
         description="Write an overlay PNG per image and one explanations.json; unreadable images are named and skipped",
+        epilog=_METHODS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     explain.set_defaults(run=_explain)
     explain.add_argument(
@@ -144,7 +156,10 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--target", metavar="CLASS", help="name or number of the class to explain (default: predicted)"
     )
     explain.add_argument(
-        "--beta", type=float, default=0.0, metavar="X", help="weight of negative evidence (default: 0)"
+        "--method", default="mhex", metavar="NAME", help="another method, with options after a colon (default: mhex)"
+    )
+    explain.add_argument(
+        "--beta", type=float, metavar="X", help="weight of negative evidence in the classifier's own maps (default: 0)"
     )
     explain.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
     explain.add_argument("--maps", action="store_true", help="also write each batch's maps as an .npz explanation")

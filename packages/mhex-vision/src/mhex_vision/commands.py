@@ -19,6 +19,9 @@ from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.data import Preprocessing, UnreadableImageError, load_data
 from mhex_vision.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from mhex_vision.data.sets import DataBundle, FolderImages
+from mhex_vision.explainers import parse
+from mhex_vision.explainers.own import OwnSaliency
+from mhex_vision.explaining import explain_by
 from mhex_vision.explanation import Explanation
 from mhex_vision.plain import PlainClassifier, load_classifier
 from mhex_vision.recipes import RECIPES
@@ -49,6 +52,9 @@ def train(options: argparse.Namespace, say: Say) -> int:
     if options.weights is not None:
         # Pretrained networks have learnt what ImageNet's statistics made of images.
         data = replace(data, preprocessing=replace(data.preprocessing, mean=IMAGENET_MEAN, std=IMAGENET_STD))
+    known = load_classifier(options.backbone).config.preprocessing if Path(options.backbone).is_dir() else None
+    if known is not None:
+        data = replace(data, preprocessing=replace(data.preprocessing, mean=known.mean, std=known.std))
     torch.manual_seed(options.seed)
     model = _fresh_network(options, data)
     say(f"{data.name}: {len(data.train)} training images of {data.preprocessing.size} px, {data.num_classes} classes")
@@ -83,6 +89,8 @@ def train(options: argparse.Namespace, say: Say) -> int:
 
 def _fresh_network(options: argparse.Namespace, data: DataBundle) -> MHEXClassifier | PlainClassifier:
     if options.plain:
+        if Path(options.backbone).is_dir():
+            raise ValueError(f"--backbone: {options.backbone} is a run, which blocks can be attached to; not --plain")
         asked = [
             flag
             for flag, given in (
@@ -100,7 +108,7 @@ def _fresh_network(options: argparse.Namespace, data: DataBundle) -> MHEXClassif
             options.backbone, data.num_classes, weights=options.weights, multi_label=data.multi_label
         )
     return MHEXClassifier.from_backbone(
-        options.backbone,
+        _trained(options, data) if Path(options.backbone).is_dir() else options.backbone,
         data.num_classes,
         weights=options.weights,
         at=options.at,
@@ -112,12 +120,36 @@ def _fresh_network(options: argparse.Namespace, data: DataBundle) -> MHEXClassif
     )
 
 
+def _trained(options: argparse.Namespace, data: DataBundle) -> PlainClassifier:
+    """The plain network of another run, which blocks are to be attached to."""
+    source = load_classifier(options.backbone)
+    if isinstance(source, MHEXClassifier):
+        # What a folder holds is a value, whatever class it is read into.
+        raise ValueError(  # noqa: TRY004
+            f"--backbone: {options.backbone} has blocks already; name a run of train --plain"
+        )
+    if options.weights is not None:
+        raise ValueError(f"--weights: {options.backbone} is trained already")
+    if options.freeze_backbone:
+        _check_classes("--backbone", source, data)
+    return source
+
+
 def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
     """`mhex-vision explain`; returns how many images could not be read."""
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     files = _image_files(options.input, options.out)
-    model = MHEXClassifier.from_pretrained(options.checkpoint)
+    method = parse(options.method)
+    if options.beta is not None:
+        if not isinstance(method, OwnSaliency):
+            raise ValueError(f"--beta belongs to the classifier's own saliency, and --method is {options.method}")
+        method = OwnSaliency({**method.options, "beta": options.beta})
+    model = load_classifier(options.checkpoint)
+    if isinstance(method, OwnSaliency) and isinstance(model, PlainClassifier):
+        raise ValueError(  # noqa: TRY004
+            f"{options.checkpoint} is a plain network; choose another --method than {options.method}"
+        )
     preprocessing = model.config.preprocessing
     if preprocessing is None:
         raise ValueError(f"{options.checkpoint} does not say how images are prepared; explain from Python instead")
@@ -134,7 +166,8 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
 
     for number, (paths, images) in enumerate(_batches(files, preprocessing, options.batch_size, reject)):
         device = next(model.parameters()).device
-        explanation = model.explain(preprocessing.normalize(images.to(device)), target, beta=options.beta).to("cpu")
+        inputs = preprocessing.normalize(images.to(device))
+        explanation = explain_by(model, inputs, method, target, name=options.method).to("cpu")
         overlays = explanation.overlay()
         for index, path in enumerate(paths):
             relative = path.relative_to(base)
@@ -147,9 +180,10 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
             explanation.save(options.out / MAPS_FOLDER / f"{number:06d}.npz")
     record = {
         "checkpoint": str(options.checkpoint),
-        "beta": options.beta,
+        "method": options.method,
+        **({"beta": method.options.get("beta", 0.0)} if isinstance(method, OwnSaliency) else {}),
         "class_names": list(model.config.class_names),
-        "layers": list(model.layer_names),
+        "layers": list(model.layer_names) if isinstance(model, MHEXClassifier) else [],
         "images": entries,
         "rejected": rejected,
     }
@@ -231,10 +265,12 @@ def info(options: argparse.Namespace, say: Say) -> None:
     )
     say(f"saliency: {status.backend} ({status.reason})")
     if options.backbone is not None:
-        from mhex_vision import backbones
+        from mhex_vision import backbones, instrumentation
 
-        additions = surgery.trace(backbones.build(options.backbone, 2)).additions
-        say(f"{options.backbone}: {len(additions)} residual additions (sizes at 224 px)")
+        network = instrumentation.examine(backbones.build(options.backbone, 2))
+        additions = network.additions
+        sides = " x ".join(map(str, dict.fromkeys(network.image_size)))
+        say(f"{options.backbone}: {len(additions)} residual additions (sizes at {sides} px)")
         for at in ("downsample", "stage"):
             chosen = surgery.choose(additions, at, with_last=True)
             say(f"  at={at}: {', '.join(addition.name for addition in chosen)}")
@@ -303,7 +339,7 @@ def _batches(
         yield paths, torch.stack(images)
 
 
-def _class_index(target: str, model: MHEXClassifier) -> int:
+def _class_index(target: str, model: MHEXClassifier | PlainClassifier) -> int:
     names = model.config.class_names
     if target in names:
         return names.index(target)

@@ -26,7 +26,8 @@ class MHEXConfig:
         backbone: A torchvision name ("resnet18"), a timm name with its prefix ("timm/resnet18"), or None for a module
             that the user built.
         num_classes: K.
-        at: Which residual additions carry a block: "all", "downsample" or "stage".
+        at: Which residual additions carry a block: "all", "downsample" or "stage". Of a vision transformer the latter
+            two name at most the last.
         gate: Whether shortcuts are multiplied by their gate.
         freeze_backbone: Whether the backbone's weights and statistics stay as they are in training.
         classifier: Whether the backbone's own classifier goes ("drop") or stays and predicts ("keep").
@@ -34,7 +35,7 @@ class MHEXConfig:
         decay: Of that sum.
         activation: What saliency reads: the "sum" of a residual addition or its gated "shortcut".
         multi_label: Whether classes are independent of each other (sigmoid instead of softmax).
-        image_size: Side of the images the network is probed with once, to learn the shapes inside it.
+        image_size: Side of the images a convolutional network is probed with once, to learn the shapes inside it.
         class_names: K names, or empty.
         preprocessing: How image files become network inputs, where it is known.
     """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mhex_core import BlockOutput, DeepSupervisionLoss, MHEXBlock
+from mhex_core.blocks import _as_positions, _mean_over_positions
 from mhex_vision import surgery
 
 if TYPE_CHECKING:
@@ -18,23 +19,31 @@ if TYPE_CHECKING:
 class _PlainAddition(nn.Module):
     """What is left of a block that neither gates nor predicts."""
 
-    def forward(self, shortcut: Tensor, branch: Tensor, *, reuse_branch: bool) -> tuple[Tensor, None]:
-        del branch, reuse_branch
+    gated = False
+
+    def forward(
+        self, shortcut: Tensor, branch: Tensor, mask: Tensor | None = None, *, reuse_branch: bool
+    ) -> tuple[Tensor, None]:
+        del branch, mask, reuse_branch
         return shortcut, None
 
 
 class _GateOnly(nn.Module):
     """What is left of a block whose head went: W1 and the gate."""
 
+    gated = True
+
     def __init__(self, block: MHEXBlock) -> None:
         super().__init__()
         self.gate = block.gate
 
-    def forward(self, shortcut: Tensor, branch: Tensor, *, reuse_branch: bool) -> tuple[Tensor, None]:
+    def forward(
+        self, shortcut: Tensor, branch: Tensor, mask: Tensor | None = None, *, reuse_branch: bool
+    ) -> tuple[Tensor, None]:
         del reuse_branch
         # The same operations in the same order as in MHEXBlock, so that predictions do not change by one bit.
-        pooled = torch.relu(shortcut.flatten(2).mean(dim=2) + branch.flatten(2).mean(dim=2))
-        return shortcut * torch.sigmoid(self.gate(pooled))[:, :, None, None], None
+        pooled = torch.relu(_mean_over_positions(shortcut, mask) + _mean_over_positions(branch, mask))
+        return shortcut * _as_positions(torch.sigmoid(self.gate(pooled)), shortcut), None
 
 
 class DeployedClassifier(nn.Module):

@@ -20,16 +20,42 @@ if TYPE_CHECKING:
 COLORMAP = "inferno"
 """Monotone in lightness and readable with any kind of colour vision."""
 
+DIVERGING = "RdBu_r"
+"""For signed maps: red for, blue against, white for neither; told apart with any kind of colour vision."""
+
 _TITLE_WIDTH = 20  # characters
 
 
 class Row(NamedTuple):
-    """One sample in a figure: its image (3, H, W) uint8, a title, named maps, and the map to lay over the image."""
+    """One sample in a figure: its image (3, H, W) uint8, a title, named maps, and the map to lay over the image.
+
+    Maps with negative values lie in [-1, 1] and are drawn in `DIVERGING`, all others in [0, 1].
+    """
 
     image: Tensor
     title: str
     maps: Sequence[tuple[str, Tensor]]
     overlay: Tensor
+
+
+def drawable(maps: Tensor, *, signed: bool) -> Tensor:
+    """Maps of any range as maps that can be drawn: zero stays zero in signed ones, the extremes fill the scale.
+
+    Args:
+        maps: (*, H, W).
+        signed: Whether the sign is to show.
+
+    Returns:
+        Maps in [-1, 1], each divided by its largest absolute value, or in [0, 1], between each map's own extremes. A
+        constant map becomes zeros (a signed one keeps its sign).
+    """
+    flat = maps.detach().float().flatten(-2)
+    if signed:
+        scale = flat.abs().amax(dim=-1, keepdim=True)
+    else:
+        lowest = flat.amin(dim=-1, keepdim=True)
+        flat, scale = flat - lowest, flat.amax(dim=-1, keepdim=True) - lowest
+    return (flat / torch.where(scale > 0, scale, 1.0)).reshape(maps.shape)
 
 
 def colorize(saliency: Tensor, *, colormap: str = COLORMAP) -> Tensor:
@@ -42,14 +68,17 @@ def colorize(saliency: Tensor, *, colormap: str = COLORMAP) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(colors)).float().movedim(-1, -3)
 
 
-def overlay(images: Tensor, saliency: Tensor, *, opacity: float = 0.6, colormap: str = COLORMAP) -> Tensor:
+def overlay(
+    images: Tensor, saliency: Tensor, *, opacity: float = 0.6, colormap: str | None = None, signed: bool = False
+) -> Tensor:
     """Lay saliency over images.
 
     Args:
         images: uint8 (B, 3, H, W).
-        saliency: (B, H, W) or (B, n, H, W) in [0, 1].
-        opacity: Of the strongest saliency, in [0, 1].
-        colormap: A matplotlib colour map.
+        saliency: (B, H, W) or (B, n, H, W) in [0, 1]; in [-1, 1] if it is signed.
+        opacity: Of the strongest saliency, of either sign, in [0, 1].
+        colormap: A matplotlib colour map; None means `COLORMAP`, or `DIVERGING` for signed saliency.
+        signed: Whether negative values are evidence against, and not nothing.
 
     Returns:
         uint8 (B, 3, H, W) or (B, n, 3, H, W), on the CPU.
@@ -59,8 +88,13 @@ def overlay(images: Tensor, saliency: Tensor, *, opacity: float = 0.6, colormap:
     below = images.detach().cpu().float() / 255
     if saliency.ndim == 4:
         below = below.unsqueeze(1)
-    cover = opacity * saliency.detach().cpu().float().clamp(0, 1).unsqueeze(-3)
-    mixed = below * (1 - cover) + colorize(saliency, colormap=colormap) * cover
+    values = saliency.detach().cpu().float()
+    if signed:
+        cover, colors = values.abs(), colorize((values + 1) / 2, colormap=colormap or DIVERGING)
+    else:
+        cover, colors = values, colorize(values, colormap=colormap or COLORMAP)
+    cover = opacity * cover.clamp(0, 1).unsqueeze(-3)
+    mixed = below * (1 - cover) + colors * cover
     return (mixed * 255).round().to(torch.uint8)
 
 
@@ -75,7 +109,7 @@ def save_figure(figure: Figure, path: Path, *, dpi: int = 150) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=dpi))
 
 
-def figure(rows: Sequence[Row], *, colormap: str = COLORMAP) -> Figure:
+def figure(rows: Sequence[Row], *, colormap: str | None = None) -> Figure:
     """Image, overlay and maps of each sample in one row. Not registered with pyplot: nothing to close."""
     from matplotlib.figure import Figure
 
@@ -88,11 +122,14 @@ def figure(rows: Sequence[Row], *, colormap: str = COLORMAP) -> Figure:
         picture = row.image.movedim(0, -1).cpu().numpy()
         line[0].imshow(picture)
         line[0].set_title(_wrapped(row.title), fontsize=7)
-        over = overlay(row.image.unsqueeze(0), row.overlay.unsqueeze(0), colormap=colormap)[0]
+        signed = bool((row.overlay < 0).any())
+        over = overlay(row.image.unsqueeze(0), row.overlay.unsqueeze(0), colormap=colormap, signed=signed)[0]
         line[1].imshow(over.movedim(0, -1).numpy())
         line[1].set_title("overlay", fontsize=7)
         for axis, (name, saliency) in zip(line[2:], row.maps, strict=False):
-            axis.imshow(saliency.detach().float().cpu().numpy(), cmap=colormap, vmin=0, vmax=1)
+            shown = saliency.detach().float().cpu().numpy()
+            lowest, default = (-1, DIVERGING) if (shown < 0).any() else (0, COLORMAP)
+            axis.imshow(shown, cmap=colormap or default, vmin=lowest, vmax=1)
             axis.set_title(_wrapped(name), fontsize=7)
     return fig
 

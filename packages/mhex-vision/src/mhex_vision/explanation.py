@@ -30,12 +30,15 @@ class Explanation(mhex_core.Explanation):
 
     images: Tensor | None = None
 
-    def overlay(self, *, opacity: float = 0.6, colormap: str = drawing.COLORMAP) -> Tensor:
+    def overlay(self, *, opacity: float = 0.6, colormap: str | None = None) -> Tensor:
         """The saliency laid over the images; where it is zero, the image shows unchanged.
+
+        Maps that are not in [0, 1] are brought there by their own extremes, and signed ones to [-1, 1] by their largest
+        absolute value.
 
         Args:
             opacity: Of the strongest saliency, in [0, 1].
-            colormap: A matplotlib colour map.
+            colormap: A matplotlib colour map; None means `drawing.COLORMAP`, or for signed maps `drawing.DIVERGING`.
 
         Returns:
             uint8 (B, 3, H, W) at the images' size, or (B, n, 3, H, W) with several targets.
@@ -44,21 +47,22 @@ class Explanation(mhex_core.Explanation):
             ValueError: The explanation carries no images.
         """
         images = self._images()
-        return drawing.overlay(images, self._fitted(self.saliency), opacity=opacity, colormap=colormap)
+        shown = self._fitted(self._drawable(self.saliency))
+        return drawing.overlay(images, shown, opacity=opacity, colormap=colormap, signed=self.signed)
 
     def plot(
         self,
         *,
         samples: int = 4,
         extra: Sequence[tuple[str, Tensor]] = (),
-        colormap: str = drawing.COLORMAP,
+        colormap: str | None = None,
     ) -> Figure:
         """A matplotlib figure: one row per sample with image, overlay, and the map of each layer, shallow to deep.
 
         Args:
             samples: How many samples to show, from the first.
             extra: Titles and maps (B, H, W) in [0, 1] to show beside the aggregate, of another beta, say.
-            colormap: A matplotlib colour map.
+            colormap: A matplotlib colour map; None means `drawing.COLORMAP`, or for signed maps `drawing.DIVERGING`.
 
         Raises:
             ValueError: The explanation carries no images, has several targets per sample, or is empty.
@@ -69,14 +73,18 @@ class Explanation(mhex_core.Explanation):
         shown = min(len(self), samples)
         if shown < 1:
             raise ValueError(f"samples must be at least 1 and the explanation not empty, got {samples} of {len(self)}")
-        layers = self.layer_saliency()
+        saliency = self._drawable(self.saliency)
+        # Of another method there are no layers to show.
+        layers = self._drawable(self.layer_saliency()) if self.method == "mhex" else saliency[None, :0]
+        layer_names = self.layer_names if self.method == "mhex" else ()
+        aggregate = f"beta = {self.options.beta:g}" if self.method == "mhex" else self.method
         rows = []
         for row in range(shown):
             title = f"{self.label(int(self.target[row]))}\np = {float(self.probabilities[row, self.target[row]]):.2f}"
-            maps = [(f"beta = {self.options.beta:g}", self.saliency[row])]
-            maps += [(name, saliency[row]) for name, saliency in extra]
-            maps += [(name, layers[index, row]) for index, name in enumerate(self.layer_names)]
-            rows.append(drawing.Row(images[row], title, maps, self._fitted(self.saliency)[row]))
+            maps = [(aggregate, saliency[row])]
+            maps += [(name, other[row]) for name, other in extra]
+            maps += [(name, layers[index, row]) for index, name in enumerate(layer_names)]
+            rows.append(drawing.Row(images[row], title, maps, self._fitted(saliency)[row]))
         return drawing.figure(rows, colormap=colormap)
 
     def label(self, index: int) -> str:
@@ -90,6 +98,10 @@ class Explanation(mhex_core.Explanation):
             )
         return self.images
 
+    def _drawable(self, saliency: Tensor) -> Tensor:
+        """Maps in [0, 1], or in [-1, 1] where evidence against the target shows."""
+        return saliency if self.options.normalize else drawing.drawable(saliency, signed=self.signed)
+
     def _fitted(self, saliency: Tensor) -> Tensor:
         """Maps at the images' size."""
         height, width = self._images().shape[-2:]
@@ -97,4 +109,4 @@ class Explanation(mhex_core.Explanation):
             return saliency
         flat = saliency.reshape(-1, 1, *saliency.shape[-2:])
         resized = F.interpolate(flat, size=(height, width), mode="bilinear", align_corners=False)
-        return torch.clamp(resized, 0, 1).reshape(*saliency.shape[:-2], height, width)
+        return torch.clamp(resized, -1, 1).reshape(*saliency.shape[:-2], height, width)

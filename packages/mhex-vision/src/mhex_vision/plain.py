@@ -13,7 +13,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from mhex_core import _checks
-from mhex_vision import backbones, checkpoint
+from mhex_vision import backbones, checkpoint, instrumentation
 from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.config import checked_class_names, read_settings
 from mhex_vision.data import Preprocessing
@@ -103,9 +103,7 @@ class PlainClassifier(nn.Module):
         config = PlainConfig(backbone=name, num_classes=num_classes, multi_label=multi_label)
         network = backbones.build(name, num_classes, weights=weights)
         if weights is not None:
-            from mhex_vision import surgery
-
-            backbones.set_num_classes(network, surgery.trace(network), num_classes)
+            instrumentation.examine(network).set_num_classes(network, num_classes)
         return cls(config, network)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -172,7 +172,7 @@ def compile_forward(
         shortcut, branch = (first, second) if addition.shortcut_first else (second, first)
         with graph.inserting_before(node):
             reuse_branch = _is_fresh(backbone, branch, reader=node)
-            called = graph.call_function(_call_block, (blocks, index, shortcut, branch, reuse_branch))
+            called = graph.call_function(_call_numbered_block, (blocks, index, shortcut, branch, reuse_branch))
             total = graph.call_function(operator.getitem, (called, 0))
             outputs.append(graph.call_function(operator.getitem, (called, 1)))
         node.replace_all_uses_with(total)
@@ -249,15 +249,30 @@ def drop_unused(backbone: nn.Module, used: set[str]) -> None:
                     entries[name] = None
 
 
-def _call_block(
-    blocks: Sequence[Block], index: int, shortcut: Tensor, branch: Tensor, reuse_branch: bool
+def call_block(
+    block: Block, shortcut: Tensor, branch: Tensor, mask: Tensor | None = None, *, reuse_branch: bool = False
 ) -> tuple[Tensor, BlockOutput | None]:
-    """The sum that the addition would have given, and the block's output."""
-    gated, output = blocks[index](shortcut, branch, reuse_branch=reuse_branch)
+    """The sum that the addition would have given, and the block's output.
+
+    Args:
+        block: The block.
+        shortcut: One side of the addition.
+        branch: The other.
+        mask: Which positions the block averages over; None means all.
+        reuse_branch: Whether the sum may be written over `branch`.
+    """
+    masked = {} if mask is None else {"mask": mask}
+    gated, output = block(shortcut, branch, reuse_branch=reuse_branch, **masked)
     # A block whose activation is the sum has computed it already.
-    if output is not None and getattr(blocks[index], "activation", None) == "sum":
+    if output is not None and getattr(block, "activation", None) == "sum":
         return output.activation, output
     return residual_sum(branch, gated, reuse_branch=reuse_branch), output
+
+
+def _call_numbered_block(
+    blocks: Sequence[Block], index: int, shortcut: Tensor, branch: Tensor, reuse_branch: bool
+) -> tuple[Tensor, BlockOutput | None]:
+    return call_block(blocks[index], shortcut, branch, reuse_branch=reuse_branch)
 
 
 def _symbolic_trace(backbone: nn.Module) -> fx.Graph:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mhex_core.metrics import min_max
 from mhex_vision import drawing
 from mhex_vision.comparison.run import explainers_of, preprocessing_of, read_images, resized
 from mhex_vision.data.sets import DataBundle, ImageSet
@@ -52,10 +51,10 @@ def draw_examples(
     device = next(model.parameters()).device
     target = labels[torch.tensor(kept)].to(device)
     inputs = preprocessing.normalize(shown.to(device))
-    maps = {
-        name: min_max(explainer(model, inputs, target).float().clamp(min=0)).cpu()
-        for name, explainer in explainers.items()
-    }
+    maps = {}
+    for name, explainer in explainers.items():
+        raw = explainer(model, inputs, target).cpu()
+        maps[name] = drawing.drawable(raw, signed=bool((raw < 0).any()))
     overlay = next(iter(maps.values()))
     rows = [
         drawing.Row(

@@ -31,7 +31,7 @@ from mhex_core.pieces import Pieces, weights_checksum
 from mhex_core.specs import methods_by_name
 from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.comparison.results import Comparison
-from mhex_vision.comparison.scores import DEFAULT_METRICS, Measure, Sample, parse_metric
+from mhex_vision.comparison.scores import DEFAULT_METRICS, Measure, OtherClass, Sample, parse_metric
 from mhex_vision.data import Preprocessing
 from mhex_vision.data.sets import Batch, DataBundle, ImageSet
 from mhex_vision.explainers import Explainer, parse
@@ -58,7 +58,8 @@ def compare(
     """Explain the true class of every image by every method, and let a judge say how good the maps are.
 
     With several labels per image, the one of them the judge finds most probable is explained, and an image without any
-    is left out.
+    is left out. Metrics that ask how a map depends on its class have every method explain another class as well, which
+    does not count in the seconds an explanation takes.
 
     Args:
         model: The network to explain: an `MHEXClassifier`, a `PlainClassifier`, or a network that gives (B, K) logits.
@@ -87,6 +88,8 @@ def compare(
         raise ValueError(f"metrics must be at least one, each once, got {', '.join(metrics) or 'none'}")
     if any(measure.score.reads == "masks" for measure in measures) and getattr(images, "masks", None) is None:
         raise ValueError("metrics pointing, mass_inside and iou need masks, and these images have none")
+    if any(measure.score.other is not None for measure in measures) and data.num_classes < 2:
+        raise ValueError("metrics class_sensitivity and class_sensitivity_least need two classes, and there is one")
     _checks.positive_int("batch_size", batch_size)
     chosen = _choose(len(images), limit, seed)
     settings = {
@@ -118,6 +121,7 @@ class _Prepared:
     judged: Tensor
     probability: Tensor
     masks: Tensor | None
+    others: Mapping[OtherClass, Tensor]
 
 
 class _Run:
@@ -141,6 +145,8 @@ class _Run:
         self.judge_preprocessing = preprocessing_of(judge, data)
         self.judge = Judge(judge, multi_label=data.multi_label)
         self.judge_device = next(judge.parameters()).device
+        asked = (measure.score.other for measure in measures if measure.score.other is not None)
+        self.others = tuple(dict.fromkeys(asked))
         self.settings = settings
         self.pieces = Pieces.claim(out, settings, overwrite=overwrite)
 
@@ -195,14 +201,20 @@ class _Run:
         else:
             target = labels
         on_judge = target.to(probabilities.device)
+        for_model = self.preprocessing.normalize(resized(batch.images, self.preprocessing.size).to(self.device))
+        others: dict[OtherClass, Tensor] = {}
+        if self.others and len(kept):
+            logits = Judge(self.model).logits(for_model)
+            others = {which: _other_class(logits, target, which) for which in self.others}
         return _Prepared(
             places=kept,
             labels=labels,
             target=target,
-            images=self.preprocessing.normalize(resized(batch.images, self.preprocessing.size).to(self.device)),
+            images=for_model,
             judged=judged,
             probability=probabilities.gather(1, on_judge.unsqueeze(1)).squeeze(1),
             masks=batch.masks,
+            others=others,
         )
 
     def _for_judge(self, images: Tensor) -> Tensor:
@@ -228,6 +240,10 @@ class _Run:
         _synchronize(self.device)
         seconds = (time.perf_counter() - start) / max(count, 1)
         raw = _check_maps(name, raw, prepared.images)
+        others: dict[OtherClass, Tensor] = {}
+        for which, classes in prepared.others.items():
+            found = explainer(self.model, prepared.images, classes.to(self.device))
+            others[which] = _check_maps(name, found, prepared.images).float()
         saliency = min_max(raw.float().clamp(min=0))
         sample = Sample(
             judge=self.judge,
@@ -237,6 +253,8 @@ class _Run:
             attribution=_fitted(raw.float(), prepared.judged).to(self.judge_device),
             saliency=_fitted(saliency, prepared.judged).clamp(0, 1).to(self.judge_device),
             masks=None if prepared.masks is None else prepared.masks.to(self.judge_device),
+            maps=raw.float(),
+            others=others,
         )
         for measure in self.measures:
             if not count:
@@ -317,6 +335,13 @@ def _fitted(maps: Tensor, images: Tensor) -> Tensor:
         return maps
     flat = maps.unsqueeze(1)
     return F.interpolate(flat, size=tuple(images.shape[2:]), mode="bilinear", align_corners=False).squeeze(1)
+
+
+def _other_class(logits: Tensor, target: Tensor, which: OtherClass) -> Tensor:
+    """The most or the least probable of all classes but the target: int64 (B,)."""
+    values = logits if which == "runner-up" else -logits
+    own = target.to(values.device).unsqueeze(1)
+    return values.scatter(1, own, -torch.inf).argmax(dim=1)
 
 
 def _at_masks(sample: Sample, saliency: Tensor) -> Sample:

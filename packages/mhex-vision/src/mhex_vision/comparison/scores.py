@@ -13,10 +13,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mhex_core.specs import read_value
-from mhex_vision.metrics import attribution, faithfulness, localization
+from mhex_vision.metrics import attribution, faithfulness, localization, logits, specificity
 from mhex_vision.metrics.judge import Judge
 
-Input = Literal["saliency", "attribution", "masks"]
+Input = Literal["saliency", "attribution", "masks", "map", "two classes"]
+OtherClass = Literal["runner-up", "least"]
 CURVES: tuple[Literal["insertion", "deletion"], ...] = ("insertion", "deletion")
 
 
@@ -26,10 +27,13 @@ class Score:
 
     Attributes:
         title: What tables call it.
-        function: Of (judge, images, maps, target), or of (maps, masks).
-        reads: "saliency", maps in [0, 1]; "attribution", maps as the method gives them; "masks", saliency beside masks.
+        function: Of (judge, images, maps, target), of (maps, masks), of (maps), or of (maps, maps of another class).
+        reads: "saliency", maps in [0, 1]; "attribution", maps as the method gives them; "masks", saliency beside masks;
+            "map", maps as the method gives them, without a judge; "two classes", those beside maps of another class.
         higher_is_better: Which way is better.
         knows_probability: Whether the function can be told the judge's belief in the untouched images.
+        other: Which other class, if one is needed: of all but the target, that which the explained network finds most
+            probable ("runner-up") or least probable ("least").
     """
 
     title: str
@@ -37,6 +41,7 @@ class Score:
     reads: Input
     higher_is_better: bool = True
     knows_probability: bool = False
+    other: OtherClass | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,9 +53,11 @@ class Sample:
         images: (B, 3, H, W), normalised for the judge.
         target: int64 (B,).
         probability: (B,), the judge's belief in the untouched images.
-        attribution: (B, H, W), maps as the method gives them.
+        attribution: (B, H, W), maps as the method gives them, at the size of `images`.
         saliency: (B, H, W), the same in [0, 1].
         masks: bool (B, H, W), or None.
+        maps: (B, h, w), maps as the method gives them, at the size of the images it was given.
+        others: The same of other classes, as far as a metric needs them.
     """
 
     judge: Judge
@@ -60,6 +67,8 @@ class Sample:
     attribution: Tensor
     saliency: Tensor
     masks: Tensor | None
+    maps: Tensor
+    others: Mapping[OtherClass, Tensor]
 
 
 SCORES: dict[str, Score] = {
@@ -86,6 +95,23 @@ SCORES: dict[str, Score] = {
     "sensitivity_n": Score(title="sensitivity-n", function=attribution.sensitivity_n, reads="attribution"),
     "completeness": Score(
         title="completeness gap", function=attribution.completeness, reads="attribution", higher_is_better=False
+    ),
+    "fidelity": Score(title="fidelity (LIF - MIF)", function=logits.fidelity, reads="attribution"),
+    "box_sensitivity": Score(title="box sensitivity", function=logits.box_sensitivity, reads="attribution"),
+    "compactness": Score(title="compactness", function=specificity.compactness, reads="map"),
+    "class_sensitivity": Score(
+        title="similarity to runner-up",
+        function=specificity.class_sensitivity,
+        reads="two classes",
+        higher_is_better=False,
+        other="runner-up",
+    ),
+    "class_sensitivity_least": Score(
+        title="similarity to least likely",
+        function=specificity.class_sensitivity,
+        reads="two classes",
+        higher_is_better=False,
+        other="least",
     ),
     "pointing": Score(title="pointing game", function=localization.pointing_game, reads="masks"),
     "mass_inside": Score(title="mass inside", function=localization.mass_inside, reads="masks"),
@@ -125,6 +151,10 @@ class Measure:
             if sample.masks is None:
                 raise ValueError(f"metric {self.name!r} needs masks, and these images have none")
             return self.score.function(sample.saliency, sample.masks, **self.options), None
+        if self.score.reads == "map":
+            return self.score.function(sample.maps, **self.options), None
+        if self.score.other is not None:
+            return self.score.function(sample.maps, sample.others[self.score.other], **self.options), None
         maps = sample.saliency if self.score.reads == "saliency" else sample.attribution
         if self.curve is not None:
             curve = faithfulness.perturbation_curve(

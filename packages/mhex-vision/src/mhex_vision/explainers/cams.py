@@ -23,6 +23,7 @@ from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.explainers import layers
 from mhex_vision.explainers.interface import check, load, require
 from mhex_vision.explainers.view import TappedView, prepared, wide
+from mhex_vision.vit.tapped import block_names
 
 # Each method's class in the library, and whether it asks for gradients.
 METHODS = {
@@ -41,7 +42,7 @@ class ClassActivationMap:
 
     Eigen-CAM looks at no class: its map is the same for every target. Score-CAM puts one image per channel of the layer
     through the network. Its weights are never negative, and the signed sums of a block would cancel to an empty map, so
-    of an `MHEXClassifier` it sees the ReLU of them, as it does in the residual networks it was made for.
+    of a convolutional `MHEXClassifier` it sees the ReLU of them, as it does in the residual networks it was made for.
 
     Attributes:
         method: One of `METHODS`.
@@ -68,7 +69,8 @@ class ClassActivationMap:
         with prepared(model, freeze=True), torch.set_grad_enabled(with_gradient):
             images = images.detach().clone()  # what was made in inference mode can have no gradient
             view = TappedView(model, layers.chosen(model, self.layer, images), images, targets)
-            rectify = torch.relu if self.method == "scorecam" and isinstance(model, MHEXClassifier) else None
+            sums = isinstance(model, MHEXClassifier) and block_names(model) is None
+            rectify = torch.relu if self.method == "scorecam" and sums else None
             cam = getattr(library, name)(model=view, target_layers=[view.tap], reshape_transform=rectify)
             # Not `with cam`: its exit prints an IndexError and swallows it.
             try:

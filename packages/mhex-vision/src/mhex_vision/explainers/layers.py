@@ -14,13 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from mhex_vision.classifier import MHEXClassifier
+from mhex_vision.vit.tapped import block_names
 
 # The deepest layer, by image size: asking costs a forward pass, which no comparison of times should find in there.
 _deepest: WeakKeyDictionary[nn.Module, dict[tuple[int, int], str]] = WeakKeyDictionary()
 
 
 def names(model: nn.Module) -> tuple[str, ...]:
-    """What `layer` may be: an `MHEXClassifier`'s `layer_names`, the sub-modules of any other network."""
+    """What `layer` may be.
+
+    The transformer blocks of a vision transformer, an `MHEXClassifier`'s `layer_names`, or the sub-modules of any other
+    network.
+    """
+    blocks = block_names(model)
+    if blocks is not None:
+        return blocks
     if isinstance(model, MHEXClassifier):
         return model.layer_names
     return tuple(name for name, _ in model.named_modules() if name)
@@ -44,6 +52,8 @@ def chosen(model: nn.Module, layer: str | None, images: Tensor) -> str:
         if layer not in known:
             raise ValueError(f"layer must be one of {', '.join(known)}, got {layer!r}")
         return layer
+    if block_names(model) is not None:
+        return known[-1]
     size = (images.shape[2], images.shape[3])
     found = _deepest.get(model, {}).get(size)
     if found not in known:

@@ -9,13 +9,26 @@ from typing import Any, NamedTuple
 
 from mhex_core import SaliencyOptions
 from mhex_core.specs import check_options, parse_spec
+from mhex_vision.explainers.attention import (
+    GMAR,
+    AttCAT,
+    AttentionFlow,
+    AttentionGradCAM,
+    AttentionRollout,
+    AttentionShapley,
+    GenericRelevance,
+    GradSAM,
+    LastAttention,
+)
 from mhex_vision.explainers.cams import ClassActivationMap
+from mhex_vision.explainers.cdam import CDAM
 from mhex_vision.explainers.gradients import IntegratedGradients
 from mhex_vision.explainers.interface import Explainer
 from mhex_vision.explainers.own import CentreGaussian, OwnSaliency, RandomMaps, UserFunction
 from mhex_vision.explainers.shapley import PartitionShap
+from mhex_vision.explainers.vitcx import ViTCX
 
-TEXT = ("layer",)  # what is never read as a number: a layer may be called 4, or 1.10
+TEXT = ("layer", "concept")  # what is never read as a number: a layer may be called 4, or 1.10
 
 
 class _Known(NamedTuple):
@@ -27,11 +40,15 @@ class _Known(NamedTuple):
 
 
 def _names(settings: Any) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(settings))
+    return tuple(field.name for field in fields(settings) if field.init)
 
 
 def _own(defaults: dict[str, Any], **options: Any) -> OwnSaliency:
     return OwnSaliency(defaults | options)
+
+
+def _plain(description: str, kind: Any) -> _Known:
+    return _Known(description, kind, _names(kind))
 
 
 def _cam(method: str, description: str, *more: str) -> _Known:
@@ -59,6 +76,18 @@ _KNOWN = {
     "eigencam": _cam("eigencam", "Eigen-CAM (grad-cam), the same for every class"),
     "integrated-gradients": _Known("integrated gradients (captum)", IntegratedGradients, _names(IntegratedGradients)),
     "shap": _Known("Owen values of image regions (shap), slow", PartitionShap, _names(PartitionShap)),
+    # Of vision transformers only.
+    "cdam": _plain("class-discriminative attention map (CDAM)", CDAM),
+    "gmar": _plain("attention rollout with heads weighed by their gradients (GMAR)", GMAR),
+    "attention": _plain("the last block's attention, the same for every class", LastAttention),
+    "attention-rollout": _plain("attention rolled out over the blocks, the same for every class", AttentionRollout),
+    "attention-flow": _plain("maximum flow through attention, the same for every class, slow", AttentionFlow),
+    "attention-gradcam": _plain("Grad-CAM on the last block's attention", AttentionGradCAM),
+    "attention-shapley": _plain("Shapley values of a game that attention defines", AttentionShapley),
+    "attcat": _plain("input times gradient in every block, weighed by attention (AttCAT)", AttCAT),
+    "generic-relevance": _plain("attention times gradient, rolled out (Chefer's generic rule)", GenericRelevance),
+    "grad-sam": _plain("attention times the positive part of its gradient (Grad-SAM)", GradSAM),
+    "vit-cx": _plain("effects of masks that the last block's features draw (ViT-CX), slow", ViTCX),
 }
 
 EXPLAINERS: dict[str, str] = {name: known.description for name, known in _KNOWN.items()}

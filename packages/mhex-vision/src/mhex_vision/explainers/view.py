@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from mhex_core import BlockOutput
 from mhex_core.modes import in_evaluation_mode
 from mhex_vision.classifier import MHEXClassifier
+from mhex_vision.vit.tapped import block_names, logits_through
 
 
 @contextmanager
@@ -72,7 +73,9 @@ class LogitsView(nn.Module):
         Raises:
             ValueError: The network gives no logits (B, K), or a target is none of its K classes.
         """
-        output = self.network(images.to(self._dtype))
+        return wide(self._checked(self.network(images.to(self._dtype)), images))
+
+    def _checked(self, output: object, images: Tensor) -> Tensor:
         logits = getattr(output, "logits", output)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -80,7 +83,7 @@ class LogitsView(nn.Module):
         for extreme in (self._lowest, self._highest):
             if not 0 <= extreme < logits.shape[1]:
                 raise ValueError(f"targets must lie in [0, {logits.shape[1] - 1}], got {extreme}")
-        return wide(logits)
+        return logits
 
 
 class TappedView(LogitsView):
@@ -91,6 +94,10 @@ class TappedView(LogitsView):
     the sum it hands on) is computed from x and S - x, x being held. So the gradient at S is that of the logit with
     respect to r: through the block's own head where the objective counts it, and through everything deeper. Without a
     gate it is the usual gradient at the block's sum.
+
+    In a vision transformer, with or without MHEX blocks, the layer is a transformer block, and the map its normalised
+    patches on their way to its attention. Where a class token is read, what the last block gives out has no gradient at
+    patches, and its input has none that counts.
 
     In any other network the layer is a sub-module, and the map its output.
 
@@ -119,6 +126,9 @@ class TappedView(LogitsView):
         """
         self._passes = 0
         network = self.network
+        if block_names(network) is not None:
+            logits = logits_through(network, images.to(self._dtype), self.layer, self._tapped)
+            return wide(self._checked(logits, images))
         if isinstance(network, MHEXClassifier):
             block = network.blocks[network.layer_names.index(self.layer)]
             handles = self._hook_block(block, sums=network.config.activation == "sum")
@@ -168,5 +178,5 @@ class TappedView(LogitsView):
         self._passes += 1
         if self._passes > 1:
             raise ValueError(f"layer must be run once in a forward pass, got {self.layer!r}, which is run more often")
-        tapped: Tensor = self.tap(features.detach().requires_grad_())
+        tapped: Tensor = self.tap(wide(features).detach().requires_grad_())
         return tapped

@@ -26,15 +26,19 @@ if TYPE_CHECKING:
     )
     from mhex_vision.metrics.judge import Judge
     from mhex_vision.metrics.localization import mask_iou, masks_from_boxes, mass_inside, pointing_game
+    from mhex_vision.metrics.logits import FidelityCurves, box_sensitivity, fidelity, fidelity_curves
     from mhex_vision.metrics.modules import (
         EAD,
         ROAD,
         SAD,
         AreaDrop,
         AvgDrop,
+        BoxSensitivity,
+        Compactness,
         Completeness,
         ConfidenceIncrease,
         Deletion,
+        Fidelity,
         Infidelity,
         Insertion,
         MaskIoU,
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
         shuffled_labels,
         similarity,
     )
+    from mhex_vision.metrics.specificity import class_sensitivity, compactness
 
 _HOMES = {
     "attribution": ("HeadCompleteness", "completeness", "head_completeness", "infidelity", "sensitivity_n"),
@@ -68,6 +73,7 @@ _HOMES = {
     ),
     "judge": ("Judge",),
     "localization": ("mask_iou", "masks_from_boxes", "mass_inside", "pointing_game"),
+    "logits": ("FidelityCurves", "box_sensitivity", "fidelity", "fidelity_curves"),
     # Apart from the functions, because torchmetrics takes a second to import.
     "modules": (
         "EAD",
@@ -75,9 +81,12 @@ _HOMES = {
         "SAD",
         "AreaDrop",
         "AvgDrop",
+        "BoxSensitivity",
+        "Compactness",
         "Completeness",
         "ConfidenceIncrease",
         "Deletion",
+        "Fidelity",
         "Infidelity",
         "Insertion",
         "MaskIoU",
@@ -93,6 +102,7 @@ _HOMES = {
         "shuffled_labels",
         "similarity",
     ),
+    "specificity": ("class_sensitivity", "compactness"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -102,10 +112,14 @@ __all__ = [
     "SAD",
     "AreaDrop",
     "AvgDrop",
+    "BoxSensitivity",
+    "Compactness",
     "Completeness",
     "ConfidenceIncrease",
     "Curve",
     "Deletion",
+    "Fidelity",
+    "FidelityCurves",
     "HeadCompleteness",
     "Infidelity",
     "Insertion",
@@ -117,10 +131,15 @@ __all__ = [
     "SensitivityN",
     "area_drop",
     "avg_drop",
+    "box_sensitivity",
+    "class_sensitivity",
+    "compactness",
     "completeness",
     "confidence_increase",
     "deletion",
     "ead",
+    "fidelity",
+    "fidelity_curves",
     "head_completeness",
     "infidelity",
     "insertion",

@@ -27,6 +27,7 @@ from mhex_core import _checks
 from mhex_core.matrix import compute_dtype
 from mhex_core.modes import in_evaluation_mode
 from mhex_vision.classifier import MHEXClassifier
+from mhex_vision.metrics import _attributions
 from mhex_vision.metrics.judge import Judge, as_judge
 from mhex_vision.metrics.perturbation import Baseline, baseline_of
 
@@ -85,7 +86,7 @@ def infidelity(
         TypeError: An argument is of another type.
         ValueError: An argument's shape or value does not fit.
     """
-    images, attribution, target = _check(images, attribution, target)
+    images, attribution, target = _attributions.check(images, attribution, target)
     draws = _checks.positive_int("draws", draws)
     _checks.choice("perturbation", perturbation, ("square", "noise"))
     _checks.flag("normalize", normalize)
@@ -140,7 +141,7 @@ def sensitivity_n(
         TypeError: An argument is of another type.
         ValueError: An argument's shape or value does not fit.
     """
-    images, attribution, target = _check(images, attribution, target)
+    images, attribution, target = _attributions.check(images, attribution, target)
     height, width = images.shape[2:]
     count = _check_n(n, height * width)
     subsets = _checks.positive_int("subsets", subsets)
@@ -150,9 +151,8 @@ def sensitivity_n(
     centred = attribution - attribution.mean(dim=(1, 2), keepdim=True)
     draw = _subsets(height, width, count)
     found = _responses(judge, images, centred, target, draw, subsets, baseline=baseline, output=output, seed=seed)
-    largest = attribution.abs().flatten(1).amax(dim=1)
-    rounding = torch.finfo(torch.float64).eps * height * width * largest
-    return _pearson(found.claimed, found.change, rounding, found.rounding).to(found.like)
+    rounding = _attributions.map_rounding(attribution)
+    return _attributions.pearson(found.claimed, found.change, rounding, found.rounding).to(found.like)
 
 
 def completeness(
@@ -181,7 +181,7 @@ def completeness(
         TypeError: An argument is of another type.
         ValueError: An argument's shape or value does not fit.
     """
-    images, attribution, target = _check(images, attribution, target)
+    images, attribution, target = _attributions.check(images, attribution, target)
     judge = as_judge(judge)
     if not images.shape[0]:
         return images.new_zeros(0)
@@ -236,7 +236,9 @@ def head_completeness(model: MHEXClassifier, images: Tensor, target: int | Tenso
         given = model(images)
         matrices = model.equivalent_matrices()
     logits = torch.stack(given.head_logits, dim=1)
-    wanted = _class_of_each(target, batch=images.shape[0], num_classes=logits.shape[2], device=logits.device)
+    wanted = _attributions.class_of_each(
+        target, batch=images.shape[0], num_classes=logits.shape[2], device=logits.device
+    )
     wide = compute_dtype(logits.dtype)
     evidence = [
         (matrix.detach().to(wide)[wanted] * activation.to(wide).mean(dim=(2, 3))).sum(dim=1)
@@ -295,18 +297,14 @@ def _responses(
         values = _output(judge, changed.flatten(0, 1), target.repeat_interleave(some), output)
         after.append(values.view(batch, some).cpu().double())
     beliefs = torch.cat(after, dim=1)
-    first = before.cpu().double()
-    size = torch.maximum(first.abs(), beliefs.abs().amax(dim=1))
-    rounding = 4 * torch.finfo(before.dtype).eps * size
-    return _Responses(torch.cat(claimed, dim=1), first.unsqueeze(1) - beliefs, rounding, before)
+    change = before.cpu().double().unsqueeze(1) - beliefs
+    return _Responses(torch.cat(claimed, dim=1), change, _attributions.judges_rounding(before, beliefs), before)
 
 
 def _output(judge: Judge, images: Tensor, target: Tensor, output: Output) -> Tensor:
     """f of each image: (B,), in the judge's own dtype."""
     _checks.choice("output", output, ("probability", "logit"))
-    values = judge.probabilities(images) if output == "probability" else judge.logits(images)
-    wanted = _class_of_each(target, batch=images.shape[0], num_classes=values.shape[1], device=values.device)
-    return values.gather(1, wanted.unsqueeze(1)).squeeze(1)
+    return judge.probability(images, target) if output == "probability" else judge.logit(images, target)
 
 
 def _generators(images: Tensor, seed: int) -> list[np.random.Generator]:
@@ -356,36 +354,6 @@ def _subsets(height: int, width: int, n: int) -> Draw:
 def _parts(total: int, size: int) -> Iterator[int]:
     for start in range(0, total, size):
         yield min(size, total - start)
-
-
-def _pearson(first: Tensor, second: Tensor, first_rounding: Tensor, second_rounding: Tensor) -> Tensor:
-    """Correlation of each row: (B,). NaN where a row's standard deviation is no more than its rounding, (B,)."""
-    centred = [rows - rows.mean(dim=1, keepdim=True) for rows in (first, second)]
-    deviations = [rows.square().mean(dim=1).sqrt() for rows in centred]
-    defined = (deviations[0] > first_rounding) & (deviations[1] > second_rounding)
-    product = torch.where(defined, deviations[0] * deviations[1], 1)
-    return torch.where(defined, ((centred[0] * centred[1]).mean(dim=1) / product).clamp(-1, 1), torch.nan)
-
-
-def _check(images: object, attribution: object, target: object) -> tuple[Tensor, Tensor, Tensor]:
-    """Images as they are, attribution in float64 on the CPU, a class for each image."""
-    pictures = _checks.tensor("images", images, ndim=4)
-    maps = _checks.tensor("attribution", attribution, ndim=3)
-    expected = (pictures.shape[0], *pictures.shape[2:])
-    if tuple(maps.shape) != expected:
-        raise ValueError(f"attribution must have shape {expected} to go with images, got {tuple(maps.shape)}")
-    if not bool(maps.isfinite().all()):
-        raise ValueError("attribution must be finite, got NaN or infinity among its values")
-    most = torch.iinfo(torch.int64).max  # how many classes there are, only the judge knows
-    wanted = _class_of_each(target, batch=pictures.shape[0], num_classes=most, device=pictures.device)
-    return pictures, maps.detach().cpu().double(), wanted
-
-
-def _class_of_each(target: object, *, batch: int, num_classes: int, device: torch.device) -> Tensor:
-    checked = _checks.class_indices("target", target, batch=batch, num_classes=num_classes, device=device)
-    if checked.ndim != 1:
-        raise ValueError(f"target must have shape ({batch},), got {tuple(checked.shape)}")
-    return checked
 
 
 def _check_sides(sides: object) -> tuple[float, float]:

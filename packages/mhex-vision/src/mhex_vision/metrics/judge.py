@@ -53,12 +53,16 @@ class Judge:
             images: (B, 3, H, W), normalised as the judge expects.
             target: int64 (B,).
         """
-        probabilities = self.probabilities(images)
-        batch, classes = probabilities.shape
-        target = _checks.class_indices("target", target, batch=batch, num_classes=classes, device=probabilities.device)
-        if target.ndim != 1:
-            raise ValueError(f"target must have shape ({batch},), got {tuple(target.shape)}")
-        return probabilities.gather(1, target.unsqueeze(1)).squeeze(1)
+        return _of_target(self.probabilities(images), target)
+
+    def logit(self, images: Tensor, target: Tensor) -> Tensor:
+        """Of each image's target: (B,).
+
+        Args:
+            images: See `probability`.
+            target: See `probability`.
+        """
+        return _of_target(self.logits(images), target)
 
     def _all(self, images: Tensor) -> Tensor:
         parts = [self._some(part) for part in torch.split(images, self.batch_size)]
@@ -71,6 +75,14 @@ class Judge:
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"model must give logits of shape ({images.shape[0]}, K), got {came}")
         return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _of_target(values: Tensor, target: Tensor) -> Tensor:
+    batch, classes = values.shape
+    target = _checks.class_indices("target", target, batch=batch, num_classes=classes, device=values.device)
+    if target.ndim != 1:
+        raise ValueError(f"target must have shape ({batch},), got {tuple(target.shape)}")
+    return values.gather(1, target.unsqueeze(1)).squeeze(1)
 
 
 def as_judge(judge: object) -> Judge:

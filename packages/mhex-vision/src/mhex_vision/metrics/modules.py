@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mhex_vision.metrics import attribution, faithfulness, localization
+from mhex_vision.metrics import attribution, faithfulness, localization, logits, specificity
 from mhex_vision.metrics.judge import Judge, as_judge
 
 
@@ -80,6 +80,25 @@ class LocalizationMetric(_Mean):
     def update(self, saliency: Tensor, masks: Tensor) -> None:
         """Take a batch: saliency (B, H, W), masks bool (B, H, W)."""
         self._add(type(self).function(saliency, masks, **self.options))
+
+
+class MapMetric(_Mean):
+    """A metric that looks at maps alone.
+
+    Args:
+        **options: Of the function of the same name.
+    """
+
+    higher_is_better = True
+    function: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+
+    def update(self, attribution: Tensor) -> None:
+        """Take a batch: attribution (B, H, W), of any sign."""
+        self._add(type(self).function(attribution, **self.options))
 
 
 class AvgDrop(JudgedMetric):
@@ -157,6 +176,26 @@ class Completeness(JudgedMetric):
 
     higher_is_better = False
     function = staticmethod(attribution.completeness)
+
+
+class Fidelity(JudgedMetric):
+    """Mean of `fidelity`; takes attributions of any sign as saliency."""
+
+    higher_is_better = True
+    function = staticmethod(logits.fidelity)
+
+
+class BoxSensitivity(JudgedMetric):
+    """Mean of `box_sensitivity`; takes attributions of any sign as saliency."""
+
+    higher_is_better = True
+    function = staticmethod(logits.box_sensitivity)
+
+
+class Compactness(MapMetric):
+    """Mean of `compactness`."""
+
+    function = staticmethod(specificity.compactness)
 
 
 class PointingGame(LocalizationMetric):

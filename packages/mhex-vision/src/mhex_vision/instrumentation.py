@@ -1,0 +1,145 @@
+"""How MHEX blocks get onto a network: its traced graph is rewritten, or its transformer blocks are run one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple, Protocol
+
+from torch import fx, nn
+
+from mhex_vision import backbones, surgery
+from mhex_vision.surgery import CompiledForward, ResidualAddition, TracedNetwork
+from mhex_vision.vit.architecture import Architecture, architecture_of
+from mhex_vision.vit.running import compile_forward
+
+
+class Compiled(NamedTuple):
+    """A network that calls blocks.
+
+    Attributes:
+        evaluate: The forward pass of evaluation mode, a function of (backbone, images, blocks).
+        train: That of training mode.
+        used: The names of the modules, parameters and buffers of the backbone that either reads.
+    """
+
+    evaluate: CompiledForward
+    train: CompiledForward
+    used: set[str]
+
+
+class Examined(Protocol):
+    """A network whose residual connections are known."""
+
+    @property
+    def additions(self) -> tuple[ResidualAddition, ...]:
+        """Its residual additions, shallow to deep."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images for which the additions' sizes are."""
+
+    def set_num_classes(self, backbone: nn.Module, num_classes: int) -> bool:
+        """Give the network `num_classes` outputs; say whether its last layer had to be replaced.
+
+        Raises:
+            ValueError: Its output is not (B, K), or does not come from an `nn.Linear`.
+        """
+
+    def compile(self, backbone: nn.Module, chosen: Sequence[ResidualAddition], *, keep_output: bool) -> Compiled:
+        """Functions that run the network with a block at each chosen addition."""
+
+
+def examine(backbone: nn.Module, *, image_size: int = 224) -> Examined:
+    """Find a network's residual connections.
+
+    Args:
+        backbone: A vision transformer that `mhex_vision.vit` knows, or a network that torch.fx can trace.
+        image_size: Side of the images that a traced network is probed with. A vision transformer is not probed.
+
+    Raises:
+        ValueError: It is neither, it does not take such images, or it adds nothing residually.
+    """
+    architecture = architecture_of(backbone)
+    if architecture is not None:
+        return _Transformer.of(architecture, backbone)
+    return _Traced(surgery.trace(backbone, image_size=image_size), (image_size, image_size))
+
+
+def compile_copy(backbone: nn.Module, chosen: Sequence[ResidualAddition], *, keep_output: bool) -> Compiled:
+    """Compile the copy of a network that was examined once."""
+    architecture = architecture_of(backbone)
+    if architecture is not None:
+        return _compile_transformer(architecture, backbone, chosen, keep_output=keep_output)
+    return _compile_traced(backbone, surgery.trace_graphs(backbone), chosen, keep_output=keep_output)
+
+
+@dataclass(frozen=True)
+class _Traced:
+    network: TracedNetwork
+    image_size: tuple[int, int]
+
+    @property
+    def additions(self) -> tuple[ResidualAddition, ...]:
+        return self.network.additions
+
+    def set_num_classes(self, backbone: nn.Module, num_classes: int) -> bool:
+        return backbones.set_num_classes(backbone, self.network, num_classes)
+
+    def compile(self, backbone: nn.Module, chosen: Sequence[ResidualAddition], *, keep_output: bool) -> Compiled:
+        graphs = self.network.evaluation, self.network.training
+        return _compile_traced(backbone, graphs, chosen, keep_output=keep_output)
+
+
+def _compile_traced(
+    backbone: nn.Module,
+    graphs: tuple[fx.Graph, fx.Graph],
+    chosen: Sequence[ResidualAddition],
+    *,
+    keep_output: bool,
+) -> Compiled:
+    (evaluate, used), (train, used_in_training) = (
+        surgery.compile_forward(backbone, graph, chosen, keep_output=keep_output) for graph in graphs
+    )
+    return Compiled(evaluate, train, used | used_in_training)
+
+
+@dataclass(frozen=True)
+class _Transformer:
+    architecture: Architecture
+    additions: tuple[ResidualAddition, ...]
+    image_size: tuple[int, int]
+
+    @classmethod
+    def of(cls, architecture: Architecture, backbone: nn.Module) -> _Transformer:
+        size = architecture.image_size(backbone)
+        additions = tuple(
+            ResidualAddition(
+                name=name,
+                ordinal=ordinal,
+                shortcut_first=True,
+                channels=architecture.width(backbone),
+                size=architecture.grid(backbone, size),
+                changes_shape=False,
+            )
+            for ordinal, name in enumerate(architecture.block_names(backbone))
+        )
+        return cls(architecture, additions, size)
+
+    def set_num_classes(self, backbone: nn.Module, num_classes: int) -> bool:
+        return self.architecture.set_num_classes(backbone, num_classes)
+
+    def compile(self, backbone: nn.Module, chosen: Sequence[ResidualAddition], *, keep_output: bool) -> Compiled:
+        return _compile_transformer(self.architecture, backbone, chosen, keep_output=keep_output)
+
+
+def _compile_transformer(
+    architecture: Architecture, backbone: nn.Module, chosen: Sequence[ResidualAddition], *, keep_output: bool
+) -> Compiled:
+    places = {addition.ordinal: index for index, addition in enumerate(chosen)}
+    forward = compile_forward(architecture, places, keep_output=keep_output)
+    unread = (*(() if keep_output else architecture.after_blocks(backbone)), *architecture.idle(backbone))
+    values = chain(backbone.named_parameters(remove_duplicate=False), backbone.named_buffers(remove_duplicate=False))
+    used = {name for name, _ in values if not any(name == other or name.startswith(f"{other}.") for other in unread)}
+    return Compiled(forward, forward, used)
