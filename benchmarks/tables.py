@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 EXPLANATIONS = ROOT / "docs" / "results" / "explanations.md"
 TEXTS = ROOT / "docs" / "results" / "texts.md"
+VITS = ROOT / "docs" / "results" / "vits.md"
 TITLES = {
     "sad": "SAD ↑",
     "avg_drop": "AVG Drop ↑",
@@ -30,8 +31,13 @@ TITLES = {
     "iou": "IoU ↑",
     "comprehensiveness": "comprehensiveness ↑",
     "sufficiency": "sufficiency ↓",
+    "fidelity": "MIF / LIF fidelity ↑",
+    "box_sensitivity": "box sensitivity ↑",
+    "compactness": "compactness ↑",
+    "class_sensitivity": "likeness to the runner-up's map ↓",
+    "class_sensitivity_least": "to the least likely class's ↓",
 }
-LESS_IS_BETTER = ("deletion", "sufficiency")
+LESS_IS_BETTER = ("deletion", "sufficiency", "class_sensitivity")
 BLIND = ("centre-gaussian", "random")  # methods that look at no network
 
 
@@ -160,7 +166,7 @@ def _cell(values: dict[str, Any], metric: str, first: str, *, best: object) -> s
 
 def _title(metric: str) -> str:
     name, _, options = metric.partition(":")
-    shown = "" if name in ("insertion", "deletion") or not options else f" ({options})"
+    shown = "" if name in ("insertion", "deletion", "fidelity", "box_sensitivity") or not options else f" ({options})"
     return TITLES[name] + shown
 
 
@@ -278,6 +284,50 @@ def text_smoothing() -> list[str]:
     return [*found, "", f"{record['texts']} texts; {_shape(record)}.", "", f"`{record['command']}`"]
 
 
+def vit_accuracy() -> list[str]:
+    """The vision transformers and the judges."""
+    record = _result("vits/accuracy")
+    found = ["| network | test accuracy % | each head alone, shallow to deep, % |", "|---|---|---|"]
+    for name, run in record["runs"].items():
+        test = run["test"]
+        heads = " ".join(f"{100 * accuracy:.1f}" for accuracy in test["head_accuracy"]) or "-"
+        found.append(f"| {name} | {100 * test['accuracy']:.2f} | {heads} |")
+    commands = list(dict.fromkeys(f"`{run['command']}`" for run in record["runs"].values()))
+    return [*found, "", f"{_shape(record)}.", "", *_listed(commands)]
+
+
+def vit_concepts() -> list[str]:
+    """T-TCAV at the block where the concept is told best."""
+    record = _result("vits/concepts")
+    found = [
+        "| class | concept | block | T-TCAV | random concepts | held-out accuracy | random | p, Holm |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for report in record["reports"].values():
+        for row in report["rows"]:
+            score, control = statistics.mean(row["scores"]), statistics.mean(row["control"])
+            shown = f"**{score:.2f}**" if row["adjusted"] < 0.05 else f"{score:.2f}"
+            found.append(
+                f"| {report['target']} | {row['concept']} | {row['layer']} | {shown} | {control:.2f} | "
+                f"{row['accuracy']:.2f} | {row['control_accuracy']:.2f} | {row['adjusted']:.2g} |"
+            )
+    return [*found, "", f"{_shape(record)}.", "", f"`{record['command']}`"]
+
+
+def vit_speed() -> list[str]:
+    """A batch beside one image at a time."""
+    record = _result("vits/speed")
+    found = [
+        "| method | batch of 32, s | one image at a time, s | times faster | classifying the batch, s |",
+        "|---|---|---|---|---|",
+    ]
+    for name, ways in record["methods"].items():
+        batch, single, classify = (ways[way]["ms"] / 1000 for way in ("batch", "one by one", "classify"))
+        found.append(f"| `{name}` | {batch:.2f} | {single:.2f} | {single / batch:.1f} | {classify:.2f} |")
+    shape = f"{_shape(record)}, {record['machine']['threads']} threads, medians of 5 turns"
+    return [*found, "", f"{record['network']}; {shape}.", "", f"`{record['command']}`"]
+
+
 def _or_dash(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
@@ -340,6 +390,16 @@ PAGES: dict[Path, dict[str, Callable[[], list[str]]]] = {
         "slow": comparison("slow", of="texts", unit="text"),
         "cost": text_cost,
         "smoothing": text_smoothing,
+    },
+    VITS: {
+        "accuracy": vit_accuracy,
+        "blood": comparison("blood", of="vits"),
+        "blood-judged": comparison("blood-judged", of="vits"),
+        "blood-mhex": comparison("blood-mhex", of="vits"),
+        "lesions": comparison("lesions", of="vits"),
+        "lesions-judged": comparison("lesions-judged", of="vits"),
+        "concepts": vit_concepts,
+        "speed": vit_speed,
     },
 }
 

@@ -280,6 +280,29 @@ def test_the_target_is_a_name_or_a_number(trained, tmp_path, capsys, target):
     assert Explanation.from_json(tmp_path / "out" / "explanations.json")[0].target_name == "scorn"
 
 
+@pytest.mark.parametrize("method", ["cdam", "attention-shapley:game=cls,gradient=false", "mhex:beta=0.25,layers=all"])
+def test_other_methods_explain_too(trained, tmp_path, capsys, method):
+    options = ["--text", "a good film", "--method", method, "--out", str(tmp_path)]
+    assert cli.main(["explain", "--checkpoint", str(trained[1]), *options]) == 0
+    capsys.readouterr()
+    settings = Explanation.from_json(tmp_path / "explanations.json").settings
+    if method.startswith("mhex"):
+        assert (settings.beta, len(settings.layer_names)) == (0.25, 2)
+    else:
+        assert (settings.beta, settings.layer_names) == (1.0, (method,))
+
+
+def test_plain_classifiers_are_explained_by_other_methods(judge, capsys):
+    command = ["explain", "--checkpoint", str(judge), "--text", "a good film", "--method"]
+    for method in ("gmar", "occlusion"):
+        assert cli.main([*command, method]) == 0
+        shown = capsys.readouterr()
+        assert "a good film" in shown.out
+        assert shown.err == ""
+    assert cli.main([*command, "mhex:beta=0.5"]) == 1
+    assert "--checkpoint must hold an MHEX classifier for --method mhex" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------------------ evaluate
 
 
@@ -378,6 +401,11 @@ ERRORS = [
     (f"{EXPLAIN} --target 2", "--target must be one of the classes"),
     (f"{EXPLAIN} --beta 2", "beta"),
     (f"{EXPLAIN} --layers 0,7", "layers"),
+    (f"{EXPLAIN} --method gmar --beta 0.5", "--beta must go with --method mhex, got --method gmar"),
+    (f"{EXPLAIN} --method cdam --layers 1 --attention", "--layers, --attention must go with --method mhex"),
+    (f"{EXPLAIN} --method soup", "name must be one of mhex, random, cdam"),
+    (f"{EXPLAIN} --method cdam:concept=sport", "concept must be a torch.Tensor, got str"),
+    (f"{EXPLAIN} --method gmar:stepps=3", "options of gmar must be among: norm, residual; got stepps"),
     (f"{EXPLAIN} --layers many", "--layers must be all, or whole numbers"),
     (f"{EXPLAIN} --max-length 0", "max_length must be at least 1, got 0"),
     (f"{EXPLAIN} --batch-size 0", "--batch-size must be at least 1, got 0"),

@@ -6,7 +6,7 @@ import pytest
 
 from mhex_text.explainers import explainer
 
-LIBRARIES = {"integrated-gradients": "captum", "shap": "shap"}
+LIBRARIES = {"integrated-gradients": "captum", "shap": "shap", "attention-flow": "scipy"}
 # Less than the defaults, which take their time.
 QUICK = {"integrated-gradients": {"steps": 6}, "shap": {"evaluations": 40, "batch_size": 8}}
 

@@ -19,6 +19,10 @@ from .models import FAMILIES, PAIRS, TEXTS, BrokenError, State, breaking, make_m
 EVERY = sorted(EXPLAINERS)
 EVERYWHERE = [name for name in EVERY if name != "mhex"]
 CASES = [(name, "mhex") for name in EVERY] + [(name, "plain") for name in EVERYWHERE]
+# The same for every class.
+BLIND = ("random", "attention", "attention-rollout", "attention-flow")
+# What is cut off at 0 may have nothing left of a text.
+RECTIFIED = ("attention-gradcam",)
 # What only puts texts through the model has no need to know its family.
 FEW = ("bert", "roberta", "modernbert")
 EVERY_FAMILY = [
@@ -59,7 +63,7 @@ def test_a_score_does_not_depend_on_its_company(make, name, kind, case):
     assert not together.requires_grad
     assert together.isfinite().all()
     assert (together[~batch.mask] == 0).all()
-    assert together[0][batch.mask[0]].unique().numel() > 3
+    assert name in RECTIFIED or together[0][batch.mask[0]].unique().numel() > 3
     assert_close(together, one_by_one(explain, model, batch), rtol=1e-5, atol=1e-5)
 
 
@@ -117,7 +121,8 @@ def test_pairs(make, name, kind, case):
     model, explain, batch = make_model(kind, case), make(name), batch_of(PAIRS, case)
     scores = explain(model, batch, targets_of(batch))
     assert (scores[~batch.mask] == 0).all()
-    assert all((scores[0][(batch.sequence_ids[0] == part)] != 0).any() for part in (0, 1))
+    if name not in RECTIFIED:
+        assert all((scores[0][(batch.sequence_ids[0] == part)] != 0).any() for part in (0, 1))
     assert_close(scores, one_by_one(explain, model, batch), rtol=1e-5, atol=1e-5)
 
 
@@ -128,7 +133,7 @@ def test_texts_that_were_cut(make, name, kind, side):
     batch = TokenBatch.make(TEXTS, make_masking(truncation_side=side), max_length=6)
     assert batch.truncated.any()
     scores = explain(model, batch, targets_of(batch))
-    assert (scores[0][batch.mask[0]] != 0).any()
+    assert name in RECTIFIED or (scores[0][batch.mask[0]] != 0).any()
     assert_close(scores, one_by_one(explain, model, batch, max_length=6), rtol=1e-5, atol=1e-5)
 
 
@@ -163,7 +168,7 @@ def test_other_dtypes(make, name, kind, dtype):
     exact = make(name)(make_model(kind), batch, targets_of(batch))
     if dtype == torch.float64:
         assert_close(scores, exact, rtol=1e-4, atol=1e-5)
-    else:
+    elif name not in RECTIFIED:
         assert (scores[0][batch.mask[0]] != 0).any()
 
 
@@ -190,7 +195,7 @@ def test_nothing_is_kept(make, name, kind):
     assert [reference() for reference in remembered] == [None, None, None]
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in ("random", "attention-rollout")])
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in BLIND])
 def test_another_class_has_other_scores(make, name):
     model, explain, batch = make_model(), make(name), batch_of(TEXTS[:1])
     scores = [explain(model, batch, torch.tensor([target])) for target in range(3)]

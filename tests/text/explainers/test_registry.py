@@ -7,7 +7,19 @@ import pytest
 from mhex_text.explainers import EXPLAINERS, explainer, parse
 from mhex_text.explainers.own import OwnScores, RandomScores
 
-NAMES = ("mhex", "random", "attention-rollout", "attcat", "integrated-gradients", "shap", "occlusion")
+OF_ATTENTION = (
+    "cdam",
+    "gmar",
+    "attention",
+    "attention-rollout",
+    "attention-flow",
+    "attention-gradcam",
+    "attention-shapley",
+    "attcat",
+    "generic-relevance",
+    "grad-sam",
+)
+NAMES = ("mhex", "random", *OF_ATTENTION, "integrated-gradients", "shap", "occlusion")
 
 
 def test_the_names():
@@ -40,8 +52,16 @@ def test_unknown_names_are_answered_with_the_known_ones():
     [
         ("mhex", "layers, layer_weights, decay, attention, beta, tau_pos, tau_neg, sharpness, exponent, rectify"),
         ("random", "seed"),
-        ("attention-rollout", "query"),
+        ("cdam", "mode, steps, noise, perturb_at, seed, concept, batch_size"),
+        ("gmar", "norm, residual"),
+        ("attention", "none"),
+        ("attention-rollout", "query, residual, start"),
+        ("attention-flow", "residual"),
+        ("attention-gradcam", "none"),
+        ("attention-shapley", "game, gradient"),
         ("attcat", "none"),
+        ("generic-relevance", "none"),
+        ("grad-sam", "none"),
         ("integrated-gradients", "steps, baseline, batch_size"),
         ("shap", "evaluations, batch_size"),
         ("occlusion", "batch_size"),
@@ -59,6 +79,10 @@ def test_texts():
     assert parse("mhex:layers=2").layers == 2
     assert parse("mhex:layers=all").layers == "all"
     assert parse("attention-rollout:query=max") == explainer("attention-rollout", query="max")
+    assert parse("attention-shapley:game=cls,gradient=false") == explainer(
+        "attention-shapley", game="cls", gradient=False
+    )
+    assert parse("cdam:mode=smooth,steps=8,noise=0.1").noise == 0.1
     for spec in ("random:", "random:seed", "random:seed=1,seed=2"):
         with pytest.raises(ValueError, match="spec must"):
             parse(spec)
@@ -76,7 +100,9 @@ def test_functions_take_no_options():
     assert parse("os:getcwd").name == "os:getcwd"
 
 
-@pytest.mark.parametrize(("name", "library"), [("integrated-gradients", "captum"), ("shap", "shap")])
+@pytest.mark.parametrize(
+    ("name", "library"), [("integrated-gradients", "captum"), ("shap", "shap"), ("attention-flow", "scipy")]
+)
 def test_a_missing_library_is_named(name, library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError) as caught:

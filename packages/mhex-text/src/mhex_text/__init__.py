@@ -23,6 +23,7 @@ from mhex_text.tokens import WordScore, score_mask, word_scores
 
 if TYPE_CHECKING:
     from mhex_text.batch import TokenBatch
+    from mhex_text.by_method import explain_by
     from mhex_text.comparison import TextComparison, compare
     from mhex_text.data import TextBundle, UnreadableTextWarning, load_texts
     from mhex_text.judge import TextJudge
@@ -54,6 +55,7 @@ __all__ = [
     "Word",
     "WordScore",
     "compare",
+    "explain_by",
     "key_mask",
     "load_texts",
     "register_adapter",
@@ -77,6 +79,7 @@ _LAZY = {
     "TokenBatch": "batch",
     "UnreadableTextWarning": "data",
     "compare": "comparison",
+    "explain_by": "by_method",
     "load_texts": "data",
     "train": "training",
 }

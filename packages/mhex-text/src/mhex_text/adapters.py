@@ -45,6 +45,7 @@ from transformers import AutoModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from mhex_core import BlockOutput, MHEXBlock
+from mhex_text.running import of_rows
 
 Context = tuple[Tensor | None, ...]
 """What every layer of one forward pass needs besides its input, in an order that is the adapter's own affair."""
@@ -193,6 +194,15 @@ class Adapter(ABC):
             (B, T, C), what the next layer reads, and what the block hands out.
         """
 
+    def rows_of(self, context: Context, rows: Tensor) -> Context:
+        """The context for rows that are each one of the B texts, any text several times.
+
+        Args:
+            context: What `embed` returned for the B texts.
+            rows: int64 (N,), the text of each row.
+        """
+        return tuple(of_rows(value, rows) for value in context)
+
     def _without_pooler(self, config: Any) -> dict[str, bool]:
         kind: Any = MODEL_MAPPING[type(config)]
         parameters = inspect.signature(kind.__init__).parameters
@@ -334,6 +344,11 @@ class DebertaV2Adapter(PostNormAdapter):
             hidden, mask, relative_pos=relative, rel_embeddings=encoder.encoder.get_rel_embedding()
         )[0]
         return shortcut, layer.output.dense(layer.intermediate(shortcut))
+
+    def rows_of(self, context: Context, rows: Tensor) -> Context:
+        """See `Adapter.rows_of`: relative positions (1, T, T) are of no text, and attention takes them once."""
+        mask, relative, real, embeddings = context
+        return of_rows(mask, rows), relative, of_rows(real, rows), of_rows(embeddings, rows)
 
     def tail(self, encoder: Any, index: int) -> tuple[Step, Step]:
         """See `PostNormAdapter.tail`."""

@@ -12,19 +12,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mhex_core import _checks
-from mhex_core.modes import in_evaluation_mode
+from mhex_text.adapters import EncoderInputs
+from mhex_text.running import (
+    SUPPORTED,
+    Arguments,
+    Place,
+    attending_eagerly,
+    encoder_of,
+    first_of,
+    handed_on,
+    logits_of,
+    places,
+    reading,
+    ungraded,
+    without_first,
+)
+from mhex_text.tail import (
+    BlockTail,
+    PlainTail,
+    Tail,
+    only_layers_convolution,
+    read_out,
+    reads_of_the_last_head,
+)
 
-_BERT_LIKE = ("bert", "camembert", "electra", "roberta", "xlm-roberta", "deberta-v2")
-SUPPORTED = tuple(sorted((*_BERT_LIKE, "distilbert", "modernbert")))
-"""The `model_type` of every encoder whose layers can be captured."""
+if TYPE_CHECKING:
+    from mhex_text.modeling import MHEXForSequenceClassification
+
+__all__ = ["SUPPORTED", "Captured", "Tail", "attention_shown", "capture", "encoder_of", "logits_of", "ungraded"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,14 +56,30 @@ class Captured:
 
     Attributes:
         logits: (B, K).
+        features: (B, C), what the classifier reads. Of a classifier of transformers: the encoder's last hidden state,
+            after its final norm if it has one, at the token that is read, or its mean where all are. Of an
+            `MHEXForSequenceClassification`: the rectified mean token that the deepest block's head reads.
         hidden: L tensors (B, T, C), what enters each layer, shallow to deep.
+        attention_inputs: L tensors (B, T, C), what the attention of each layer reads: `hidden`, or its norm where one
+            comes before attention. Gradients with respect to it count the ways through this attention alone, and not
+            those along the skip connection.
         attentions: L tensors (B, H, T, T), weights after the softmax: row query, column key. Those of padded queries
             mean nothing.
+        outputs: L tensors (B, T, C), what each layer hands on. A head reads beside it: the logits of an
+            `MHEXForSequenceClassification` do not depend on the last one, where the norm follows the addition.
+        readout: (B, T), the shares with which the tokens at the end enter the prediction, sum 1: all of the first
+            token, or equal shares of the real ones, where the classifier or MHEX heads average.
+        tail: The last layer and what follows, to be run again on something else.
     """
 
     logits: Tensor
+    features: Tensor
     hidden: tuple[Tensor, ...]
+    attention_inputs: tuple[Tensor, ...]
     attentions: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    readout: Tensor
+    tail: Tail
 
     def gradients(self, targets: Tensor, of: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The gradients of each text's target logit, by one backward pass; the graph is kept.
@@ -51,8 +90,10 @@ class Captured:
 
         Raises:
             TypeError: The targets are of another type.
-            ValueError: They do not fit.
+            ValueError: They do not fit, or nothing was kept to go back through (`graph=False`).
         """
+        if not self.logits.requires_grad:
+            raise ValueError("gradients need what capture(..., graph=True) keeps, got a capture without a graph")
         batch, classes = self.logits.shape
         wanted = _checks.class_indices(
             "targets", targets, batch=batch, num_classes=classes, device=self.logits.device
@@ -81,29 +122,22 @@ def capture(model: nn.Module, inputs: Mapping[str, Tensor], *, graph: bool = Tru
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     graph = _checks.flag("graph", graph)
+    from mhex_text.modeling import MHEXForSequenceClassification
+
     encoder = encoder_of(model)
-    places = _places(encoder)
-    hidden: dict[int, Tensor] = {}
-    weights: dict[int, Tensor] = {}
-    attentions = [place.attention for place in places]
+    layers = places(encoder)
+    seen = _Seen()
+    attentions = [place.attention for place in layers]
     with ungraded(model), attending_eagerly(encoder, attentions), torch.set_grad_enabled(graph), ExitStack() as hooks:
-        embeddings = encoder.get_input_embeddings()
-        hooks.callback(embeddings.register_forward_hook(_leaf).remove)
-        for index, place in enumerate(places):
-            _watch(index, place, hidden, weights, hooks)
+        hooks.callback(encoder.get_input_embeddings().register_forward_hook(_leaf).remove)
+        for index, place in enumerate(layers):
+            _watch(index, place, seen, hooks)
+            hooks.enter_context(reading(place.attention, seen.reader(index)))
         # What was made in inference mode cannot be saved for a backward pass.
-        logits = logits_of(model, {name: value.clone() for name, value in inputs.items()})
-    run = sorted(hidden)
-    if not run or run != sorted(weights) or run != list(range(len(run))):
-        raise ValueError(
-            f"model must run the layers of its encoder in order and show their attention, got the inputs of layers "
-            f"{run} and the attention of layers {sorted(weights)}"
-        )
-    return Captured(
-        logits=logits,
-        hidden=tuple(hidden[index] for index in run),
-        attentions=tuple(weights[index] for index in run),
-    )
+        given = {name: value.clone() for name, value in inputs.items()}
+        if isinstance(model, MHEXForSequenceClassification):
+            return _of_blocks(model, given, layers, seen)
+        return _of_the_library(model, given, layers, seen)
 
 
 @contextmanager
@@ -119,119 +153,145 @@ def attention_shown(model: nn.Module) -> Iterator[dict[int, Tensor]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     encoder = encoder_of(model)
-    places = _places(encoder)
-    hidden: dict[int, Tensor] = {}
-    weights: dict[int, Tensor] = {}
-    with attending_eagerly(encoder, [place.attention for place in places]), ExitStack() as hooks:
-        for index, place in enumerate(places):
-            _watch(index, place, hidden, weights, hooks)
-        yield weights
+    layers = places(encoder)
+    seen = _Seen()
+    with attending_eagerly(encoder, [place.attention for place in layers]), ExitStack() as hooks:
+        for index, place in enumerate(layers):
+            _watch(index, place, seen, hooks)
+        yield seen.weights
 
 
-def encoder_of(model: nn.Module) -> Any:
-    """The encoder inside a text classifier.
+@dataclass(frozen=True)
+class _Seen:
+    """What one forward pass showed, by the layer's index."""
 
-    Raises:
-        ValueError: There is none of a supported family.
-    """
-    encoder = getattr(model, "base_model", None)
-    family = getattr(getattr(encoder, "config", None), "model_type", None)
-    if family not in SUPPORTED:
-        raise ValueError(
-            f"model must be a sequence classifier with an encoder of the families {', '.join(SUPPORTED)}, "
-            f"got {type(model).__name__}" + ("" if family is None else f" with {family!r}")
-        )
-    return encoder
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    weights: dict[int, Tensor] = field(default_factory=dict)
 
+    def reader(self, index: int) -> Any:
+        """What gives a layer's attention a tensor of its own to read, the same one in value."""
 
-def logits_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The model's logits (B, K).
+        def read(given: Tensor) -> Tensor:
+            self.inputs[index] = given.view_as(given)
+            return self.inputs[index]
 
-    Raises:
-        ValueError: It gives no such logits.
-    """
-    output = model(**inputs)
-    logits = getattr(output, "logits", None)
-    batch = inputs["input_ids"].shape[0]
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != batch:
-        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
-        raise ValueError(f"model must give logits of shape ({batch}, K), got {came}")
-    return logits
+        return read
+
+    def in_order(self, values: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+        """Shallow to deep, after a look at whether all of them are there."""
+        run = sorted(self.hidden)
+        if not run or run != sorted(self.weights) or run != list(range(len(run))):
+            raise ValueError(
+                f"model must run the layers of its encoder in order and show their attention, got the inputs of "
+                f"layers {run} and the attention of layers {sorted(self.weights)}"
+            )
+        return tuple(values[index] for index in run)
 
 
-@contextmanager
-def ungraded(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, gradients on, and none for parameters; all as it was afterwards."""
-    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with torch.inference_mode(mode=False), torch.enable_grad(), in_evaluation_mode(model):
-        try:
-            for parameter in wanting:
-                parameter.requires_grad = False
-            yield
-        finally:
-            for parameter in wanting:
-                parameter.requires_grad = True
+def _of_the_library(model: nn.Module, inputs: dict[str, Tensor], layers: Sequence[Place], seen: _Seen) -> Captured:
+    """A sequence classifier of transformers, called as it is."""
+    encoder, last = encoder_of(model), layers[-1].layer
+    called: list[Arguments] = []
+    ended: list[Tensor] = []
+    final: list[Tensor] = []
+
+    def calling(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        del module
+        called.append(without_first(args, kwargs))
+
+    def ending(module: nn.Module, args: object, output: Any) -> None:
+        del module, args
+        ended.append(handed_on(encoder, output))
+
+    def closing(module: nn.Module, args: object, output: Any) -> None:
+        del module, args
+        final.append(output[0])
+
+    with ExitStack() as hooks:
+        hooks.callback(last.register_forward_pre_hook(calling, with_kwargs=True).remove)
+        end = only_layers_convolution(encoder)
+        hooks.callback((last if end is None else end).register_forward_hook(ending).remove)
+        hooks.callback(encoder.register_forward_hook(closing).remove)
+        logits = logits_of(model, inputs)
+    hidden = seen.in_order(seen.hidden)
+    if not (len(hidden) == len(layers) and len(called) == len(ended) == len(final) == 1):
+        raise ValueError(f"model must run all {len(layers)} layers of its encoder once, got {len(hidden)} that ran")
+    averaged = getattr(encoder.config, "classifier_pooling", "cls") == "mean"
+    readout = _readout(inputs, logits, averaged=averaged)
+    return Captured(
+        logits=logits,
+        features=read_out(final[0], readout),
+        hidden=hidden,
+        attention_inputs=seen.in_order(seen.inputs),
+        attentions=seen.in_order(seen.weights),
+        outputs=(*hidden[1:], ended[0]),
+        readout=readout,
+        tail=PlainTail(place=layers[-1], model=model, inputs=inputs, called=called[0], readout=readout),
+    )
 
 
-@contextmanager
-def attending_eagerly(encoder: Any, attentions: Sequence[nn.Module]) -> Iterator[None]:
-    """The attention that shows its weights, for a while.
-
-    Args:
-        encoder: The encoder.
-        attentions: Its self-attention modules.
-    """
-    configs = {id(module.config): module.config for module in encoder.modules() if hasattr(module, "config")}
-    forms = [(config, config._attn_implementation) for config in configs.values()]
-    # In transformers 4 most families chose when they were built: by a class for each attention, and a word beside it.
-    kinds = [(module, type(module)) for module in attentions if _by_class(type(module))]
-    worded = [(module, module.attn_implementation) for module in encoder.modules() if _has_word(module)]
-    try:
-        for config, _ in forms:
-            config._attn_implementation = "eager"
-        for module, kind in kinds:
-            module.__class__ = kind.__mro__[kind.__mro__.index(nn.Module) - 1]
-        for module, _ in worded:
-            module.attn_implementation = "eager"
-        yield
-    finally:
-        for config, form in forms:
-            config._attn_implementation = form
-        for module, kind in kinds:
-            module.__class__ = kind
-        for module, word in worded:
-            module.attn_implementation = word
-
-
-class _Place(NamedTuple):
-    """Where one layer shows what it is given, and what it attends to."""
-
-    reads: nn.Module  # its first argument is what enters the layer
-    attention: nn.Module
-
-
-def _places(encoder: Any) -> list[_Place]:
-    family = encoder.config.model_type
-    if family == "distilbert":
-        return [_Place(layer.attention, layer.attention) for layer in encoder.transformer.layer]
-    if family == "modernbert":
-        return [_Place(layer.attn_norm, layer.attn) for layer in encoder.layers]
-    return [_Place(layer.attention, layer.attention.self) for layer in encoder.encoder.layer]
+def _of_blocks(
+    model: MHEXForSequenceClassification, inputs: dict[str, Tensor], layers: Sequence[Place], seen: _Seen
+) -> Captured:
+    """A classifier with blocks, layer by layer as its forward runs them."""
+    unknown = [name for name in inputs if name not in EncoderInputs.__annotations__]
+    if unknown:
+        raise TypeError(f"inputs must be among {', '.join(EncoderInputs.__annotations__)}, got {', '.join(unknown)}")
+    adapter, encoder, mask = model._adapter, model.encoder, inputs.get("attention_mask")
+    blocks: dict[int, Any] = dict(zip(model.layer_indices, model.blocks, strict=True))
+    empty: Any = dict.fromkeys(EncoderInputs.__annotations__)
+    hidden, context = adapter.embed(encoder, **empty | inputs)
+    outputs, heads = [], []
+    with reads_of_the_last_head(model) as read:
+        for index in range(model.layer_indices[-1] + 1):
+            hidden, output = adapter.run_layer(encoder, index, hidden, context, blocks.get(index), mask)
+            outputs.append(hidden)
+            if output is not None:
+                heads.append(output.logits)
+    logits = model.objective.prediction(heads)
+    return Captured(
+        logits=logits,
+        features=read[-1],
+        hidden=seen.in_order(seen.hidden),
+        attention_inputs=seen.in_order(seen.inputs),
+        attentions=seen.in_order(seen.weights),
+        outputs=tuple(outputs),
+        readout=_readout(inputs, logits, averaged=True),
+        tail=BlockTail(
+            place=layers[model.layer_indices[-1]],
+            model=model,
+            context=tuple(None if value is None else value.detach() for value in context),
+            mask=mask,
+            heads=tuple(head.detach() for head in heads[:-1]),
+        ),
+    )
 
 
-def _watch(index: int, place: _Place, hidden: dict[int, Tensor], weights: dict[int, Tensor], hooks: ExitStack) -> None:
+def _readout(inputs: Mapping[str, Tensor], logits: Tensor, *, averaged: bool) -> Tensor:
+    """The shares (B, T) with which tokens are read, float32 or wider."""
+    ids = inputs["input_ids"]
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    if not averaged:
+        return (torch.arange(ids.shape[1], device=ids.device) == 0).to(dtype).repeat(len(ids), 1)
+    mask = inputs.get("attention_mask")
+    real = torch.ones_like(ids, dtype=dtype) if mask is None else (mask != 0).to(dtype)
+    return real / real.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _watch(index: int, place: Place, seen: _Seen, hooks: ExitStack) -> None:
     def reads(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         del module
-        _note("input", hidden, args[0] if args else kwargs.get("hidden_states", kwargs.get("query")))
+        _note("input", seen.hidden, first_of(args, kwargs))
 
     def attended(module: nn.Module, args: object, output: Any) -> None:
         del module, args
         if isinstance(output, tuple) and len(output) > 1 and isinstance(output[1], Tensor):
-            weights[index] = output[1]
+            seen.weights[index] = output[1]
 
     def dropped(module: nn.Module, args: object, output: Tensor) -> None:
         del module, args
-        _note("attention", weights, output)
+        _note("attention", seen.weights, output)
 
     def _note(what: str, found: dict[int, Tensor], value: Any) -> None:
         if not isinstance(value, Tensor) or index in found:
@@ -248,9 +308,7 @@ def _watch(index: int, place: _Place, hidden: dict[int, Tensor], weights: dict[i
         hooks.callback(place.attention.register_forward_pre_hook(_demanded, with_kwargs=True).remove)
 
 
-def _demanded(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _demanded(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     del module
     return args, kwargs | {"output_attentions": True}
 
@@ -259,11 +317,3 @@ def _leaf(module: nn.Module, args: object, output: Tensor) -> Tensor:
     """Word embeddings as the leaf where the graph begins, whether or not parameters want gradients."""
     del module, args
     return output.detach().requires_grad_()
-
-
-def _by_class(kind: type) -> bool:
-    return "Sdpa" in kind.__name__ or "Flash" in kind.__name__
-
-
-def _has_word(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "attn_implementation", None), str)

@@ -28,12 +28,14 @@ _EXAMPLES = """examples:
   mhex-text train --data reviews.csv --encoder models/minilm --epochs 3 --out runs/reviews
   mhex-text explain --checkpoint runs/news --text "Stocks fall as oil climbs"
   mhex-text explain --checkpoint runs/news --input articles.jsonl --out explained
+  mhex-text explain --checkpoint runs/judge --method cdam:mode=smooth --text "Stocks fall as oil climbs"
   mhex-text train --data ag_news --encoder distilbert-base-uncased --plain --seed 1 --out runs/judge
   mhex-text evaluate --checkpoint runs/news --judge runs/judge --data ag_news --limit 512 --out measured
 """
 
 _METHODS_AND_METRICS = """methods:
-  mhex, random, occlusion, attention-rollout, attcat; from other libraries (pip install "mhex-text[bench]"):
+  mhex, random, occlusion, cdam, gmar, attention, attention-rollout, attention-gradcam, attention-shapley, attcat,
+  generic-relevance, grad-sam; from other libraries (pip install "mhex-text[bench]"): attention-flow,
   integrated-gradients, shap; or your own, as module:function, called with (model, batch, targets) and returning
   scores (B, T)
 metrics:
@@ -112,7 +114,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="a pretrained encoder with its tokenizer, on the Hugging Face hub or in a folder (default: %(default)s)",
     )
     network.add_argument(
-        "--plain", action="store_true", help="the encoder alone: it explains nothing, and judges for `evaluate`"
+        "--plain", action="store_true", help="the encoder alone: it judges for `evaluate`, and other methods explain it"
     )
     network.add_argument(
         "--layers", default="all", metavar="A,B", help="which layers carry a block, from 0 (default: all)"
@@ -166,12 +168,18 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--target", metavar="CLASS", help="name or number of the class to explain (default: predicted)"
     )
     explain.add_argument(
+        "--method",
+        default="mhex",
+        metavar="NAME[:OPTIONS]",
+        help="mhex, the classifier's own evidence, or one of those that `evaluate --help` lists, such as cdam, "
+        "gmar or attention-shapley:game=cls, also for classifiers without blocks (default: mhex)",
+    )
+    own = explain.add_argument_group("of --method mhex")
+    own.add_argument(
         "--layers", default="3", metavar="N|all|A,B", help="the first N blocks, all, or their places (default: 3)"
     )
-    explain.add_argument(
-        "--beta", type=float, default=1.0, metavar="X", help="weight of negative evidence (default: 1)"
-    )
-    explain.add_argument(
+    own.add_argument("--beta", type=float, default=1.0, metavar="X", help="weight of negative evidence (default: 1)")
+    own.add_argument(
         "--attention", action="store_true", help="multiply evidence by the attention that a token receives"
     )
     explain.add_argument("--max-length", type=int, metavar="N", help="tokens of a text (default: what the model takes)")

@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from mhex_core.specs import listed
+from mhex_text import explainers
 from mhex_text._library import quiet
+from mhex_text.by_method import explain_by
 from mhex_text.data import TextBundle, load_texts
 from mhex_text.data.unlabelled import UnlabelledTexts, from_lines, read_texts
 from mhex_text.explaining import class_names
@@ -84,29 +86,28 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
     """`mhex-text explain`; returns how many texts could not be read."""
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
-    layers = _layers("--layers", options.layers)
+    method, settings = _method(options)
     given = _given_texts(options)
     model = _load(options.checkpoint)
-    own = isinstance(model, MHEXForSequenceClassification)
-    if not own:
+    if method.partition(":")[0] == "mhex" and not isinstance(model, MHEXForSequenceClassification):
         raise ValueError(
-            f"--checkpoint must hold an MHEX classifier, got {options.checkpoint} with a {type(model).__name__}; "
-            "train one without --plain"
+            f"--checkpoint must hold an MHEX classifier for --method mhex, got {options.checkpoint} with a "
+            f"{type(model).__name__}; choose another --method, or train one without --plain"
         )
     tokenizer = _tokenizer(options.checkpoint)
     target = None if options.target is None else _class_index(options.target, class_names(model))
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     for line, reason in given.rejected:
         complain(f"skipped: {options.input}: line {line}: {reason}")
-    explanation = model.explain(
+    explanation = explain_by(
+        model,
         given.texts,
+        method,
         target,
         tokenizer=tokenizer,
         max_length=options.max_length,
         batch_size=options.batch_size,
-        layers=layers,
-        beta=options.beta,
-        attention=options.attention,
+        **settings,
     )
     cut = sum(bool(item.truncated) for item in explanation)
     if options.out is None:
@@ -134,9 +135,7 @@ def evaluate(options: argparse.Namespace, say: Say) -> None:
     for name, network in (("--checkpoint", model), ("--judge", judge)):
         _check_classes(name, network, bundle)
     tokenizer, other = _tokenizer(options.checkpoint), _tokenizer(options.judge)
-    # Whoever names a function of their own means the one in the folder they are in.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    _look_for_functions_here()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     judge.to(device)
@@ -282,6 +281,25 @@ def _some(found: UnlabelledTexts, where: str) -> UnlabelledTexts:
         reasons = "; ".join(f"line {line}: {reason}" for line, reason in found.rejected[:3]) or "it is empty"
         raise ValueError(f"--input must hold at least one text, got none in {where} ({reasons})")
     return found
+
+
+def _method(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The method, and what flags say about it."""
+    flags = {"layers": options.layers, "beta": options.beta, "attention": options.attention}
+    if options.method == "mhex":
+        return "mhex", flags | {"layers": _layers("--layers", options.layers)}
+    given = [f"--{name}" for name, value in flags.items() if value != {"layers": "3", "beta": 1.0}.get(name, False)]
+    if given:
+        raise ValueError(f"{', '.join(given)} must go with --method mhex, got --method {options.method}")
+    _look_for_functions_here()
+    explainers.parse(options.method)  # what is wrong shows before anything is loaded
+    return options.method, {}
+
+
+def _look_for_functions_here() -> None:
+    """Whoever names a function of their own means the one in the folder they are in."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def _layers(name: str, text: str) -> Layers:

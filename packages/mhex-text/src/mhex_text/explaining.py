@@ -49,7 +49,7 @@ def explain(
     """What `MHEXForSequenceClassification.explain` does; its arguments are described there."""
     _checks.positive_int("batch_size", batch_size)
     _checks.flag("attention", attention)
-    shared = {
+    shared: dict[str, Any] = {
         "layer_names": layer_names(model),
         "class_names": class_names(model),
         "beta": options.beta,
@@ -60,14 +60,14 @@ def explain(
     if isinstance(texts_or_batch, BatchEncoding):
         if texts is None:
             raise ValueError("texts must be given beside a batch: a batch does not hold the words as they were written")
-        listed, batch = _listed("texts", texts), texts_or_batch
+        listed, batch = listed_texts("texts", texts), texts_or_batch
     else:
         if texts is not None:
             raise ValueError("texts must be given once, got them beside texts_or_batch")
-        listed = _listed("texts_or_batch", texts_or_batch)
+        listed = listed_texts("texts_or_batch", texts_or_batch)
         if not listed:
-            return _nothing(model, shared)
-        chosen = _tokenizer_of(model) if tokenizer is None else tokenizer
+            return Explanation.of_no_texts(**shared)
+        chosen = tokenizer_of(model) if tokenizer is None else tokenizer
         batch = _tokenized(chosen, listed, most_tokens(model, chosen, max_length))
     encodings = batch.encodings
     if encodings is None or len(encodings) != len(listed):
@@ -76,7 +76,7 @@ def explain(
             f"texts_or_batch must hold one encoding of a fast tokenizer per text ({len(listed)}), got {count}; slow "
             "tokenizers do not say where a token lies in its text"
         )
-    targets = _targets(target, len(listed), len(class_names(model)))
+    targets = targets_of(target, len(listed), len(class_names(model)))
     # Texts of like length together: the less padding, the less to compute.
     order = sorted(range(len(listed)), key=lambda index: -_real(encodings[index]))
     found: list[TextExplanation] = []
@@ -169,23 +169,12 @@ def class_names(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(str(named[index]) for index in range(len(named)))
 
 
-def _nothing(model: MHEXForSequenceClassification, shared: dict[str, Any]) -> Explanation:
-    """The explanation of no texts."""
-    evidence = [torch.zeros(0, 1)] * len(model.layer_indices)
-    return Explanation.from_evidence(
-        (),
-        offsets=(),
-        word_ids=(),
-        sequence_ids=(),
-        positive=evidence,
-        negative=evidence,
-        probabilities=torch.zeros(0, len(class_names(model))),
-        target=torch.zeros(0, dtype=torch.int64),
-        **shared,
-    )
+def listed_texts(name: str, texts: object) -> list[str] | list[tuple[str, str]]:
+    """One text, texts or pairs as a list of either.
 
-
-def _listed(name: str, texts: object) -> list[str] | list[tuple[str, str]]:
+    Raises:
+        TypeError: They are something else, or some of both.
+    """
     if isinstance(texts, str):
         return [texts]
     if not isinstance(texts, Sequence):
@@ -204,7 +193,12 @@ def _listed(name: str, texts: object) -> list[str] | list[tuple[str, str]]:
     raise TypeError(f"{name} must hold texts alone or pairs (text, text) alone, got {other!r} among them")
 
 
-def _tokenizer_of(model: MHEXForSequenceClassification) -> Any:
+def tokenizer_of(model: PreTrainedModel) -> Any:
+    """The tokenizer that was saved beside the model.
+
+    Raises:
+        ValueError: There is none to be found.
+    """
     place = str(getattr(model.config, "_name_or_path", "") or "")
     reason = "this model was made in memory"
     if place:
@@ -249,7 +243,13 @@ def most_tokens(model: PreTrainedModel, tokenizer: Any, max_length: int | None) 
     return min(limits) if limits else None
 
 
-def _targets(target: object, count: int, num_classes: int) -> Tensor | None:
+def targets_of(target: object, count: int, num_classes: int) -> Tensor | None:
+    """The class to explain of each of `count` texts, int64 on the CPU; None for the predicted ones.
+
+    Raises:
+        TypeError: It is of another type.
+        ValueError: It does not fit.
+    """
     if target is None:
         return None
     if isinstance(target, Sequence) and not isinstance(target, str):

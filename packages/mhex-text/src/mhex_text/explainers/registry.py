@@ -7,7 +7,18 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from mhex_core.specs import check_options, parse_spec
-from mhex_text.explainers.attention import AttCAT, AttentionRollout
+from mhex_text.explainers.attention import (
+    GMAR,
+    AttCAT,
+    AttentionFlow,
+    AttentionGradCAM,
+    AttentionRollout,
+    AttentionShapley,
+    GenericRelevance,
+    GradSAM,
+    LastAttention,
+)
+from mhex_text.explainers.cdam import CDAM
 from mhex_text.explainers.gradients import IntegratedGradients
 from mhex_text.explainers.interface import TextExplainer
 from mhex_text.explainers.occlusion import Occlusion
@@ -30,8 +41,18 @@ def _known(description: str, kind: Any) -> _Known:
 _KNOWN = {
     "mhex": _known("the classifier's own scores", OwnScores),
     "random": _known("uniform noise", RandomScores),
+    "cdam": _known("class-discriminative attention map (CDAM)", CDAM),
+    "gmar": _known("attention rollout with heads weighed by their gradients (GMAR)", GMAR),
+    "attention": _known("the last layer's attention, the same for every class", LastAttention),
     "attention-rollout": _known("attention rolled out over the layers, the same for every class", AttentionRollout),
+    "attention-flow": _known("maximum flow through attention, the same for every class, slow", AttentionFlow),
+    "attention-gradcam": _known("Grad-CAM on the last layer's attention", AttentionGradCAM),
+    "attention-shapley": _known("Shapley values of a game that attention defines", AttentionShapley),
     "attcat": _known("input times gradient in every layer, weighed by attention (AttCAT)", AttCAT),
+    "generic-relevance": _known(
+        "attention times gradient, rolled out (the generic rule of Chefer et al.)", GenericRelevance
+    ),
+    "grad-sam": _known("attention times the positive part of its gradient (Grad-SAM)", GradSAM),
     "integrated-gradients": _known("integrated gradients (captum)", IntegratedGradients),
     "shap": _known("Owen values of groups of tokens (shap), slow", PartitionShap),
     "occlusion": _known("what leaving one token out takes from the probability", Occlusion),

@@ -134,6 +134,36 @@ class Explanation(Sequence[TextExplanation]):
         return cls(tuple(items), settings)
 
     @classmethod
+    def of_no_texts(
+        cls,
+        *,
+        layer_names: Sequence[str],
+        class_names: Sequence[str] = (),
+        beta: float = 0.0,
+        layers: Layers = 3,
+        layer_weights: Sequence[float] | None = None,
+        decay: float = 1.0,
+    ) -> Self:
+        """The explanation of no texts, which still knows its settings; the arguments are those of `from_evidence`."""
+        evidence = [torch.zeros(0, 1)] * len(layer_names)
+        return cls.from_evidence(
+            (),
+            offsets=(),
+            word_ids=(),
+            sequence_ids=(),
+            positive=evidence,
+            negative=evidence,
+            probabilities=torch.zeros(0, max(len(class_names), 1)),
+            target=torch.zeros(0, dtype=torch.int64),
+            layer_names=layer_names,
+            class_names=class_names,
+            beta=beta,
+            layers=layers,
+            layer_weights=layer_weights,
+            decay=decay,
+        )
+
+    @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """One explanation of all texts, in order.
 

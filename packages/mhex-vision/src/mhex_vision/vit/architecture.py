@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Grid = tuple[int, int]
 """h and w: rows and columns of patches."""
@@ -68,7 +69,9 @@ class Architecture(ABC):
         """The block's first normalisation: what its attention reads, (B, n, C)."""
 
     @abstractmethod
-    def attend(self, block: Any, normed: Tensor, *, weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The block's attention.
 
         Args:
@@ -76,10 +79,12 @@ class Architecture(ABC):
             normed: (B, n, C), what `normalize` gave.
             weights: Whether to hand the weights out. They are then a step of the computation, so that gradients with
                 respect to them can be asked for, and no fused kernel is used.
+            queries: How many of the first tokens look at the others; None means that all do. With `weights` only.
 
         Returns:
             (B, n, C), what is added to the stream, after projection, layer scale, dropout and stochastic depth; and
-            (B, H, n, n), the weights after the softmax and before their dropout (row query, column key), or None.
+            (B, H, n, n), the weights after the softmax and before their dropout (row query, column key), or None. With
+            `queries` (B, queries, C) and (B, H, queries, n).
         """
 
     @abstractmethod
@@ -204,6 +209,17 @@ def refuse_overridden(part: nn.Module, kind: tuple[str, str], methods: Sequence[
 def softmax_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """softmax(q k^T scale), (B, H, n, n), of queries and keys (B, H, n, D)."""
     return ((query * scale) @ key.transpose(-2, -1)).softmax(dim=-1)
+
+
+def project(normed: Tensor, weight: Tensor, bias: Tensor | None, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the first tokens (None: of all), keys and values, by one matrix (3 H D, C) that holds all three."""
+    if queries is None:
+        query, key, value = F.linear(normed, weight, bias).chunk(3, dim=-1)
+        return query, key, value
+    size = weight.shape[0] // 3
+    query = F.linear(normed[:, :queries], weight[:size], None if bias is None else bias[:size])
+    key, value = F.linear(normed, weight[size:], None if bias is None else bias[size:]).chunk(2, dim=-1)
+    return query, key, value
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:

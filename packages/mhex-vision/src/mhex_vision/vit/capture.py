@@ -100,7 +100,8 @@ class Tail:
 
     It runs under the caller's gradient mode. `normed` is handed over apart from `hidden`, so that one can be changed
     without the other; `normalize` is what makes the first of the second. With what was captured itself, the logits
-    are the captured ones.
+    are the captured ones, up to rounding: of the last block's output no more is computed than the prediction reads,
+    which for a class token is a sixth of the block.
     """
 
     _parts: Parts
@@ -122,7 +123,7 @@ class Tail:
         Returns:
             (N, K).
         """
-        run = self._parts.run(-1, hidden, normed)
+        run = self._parts.run(-1, hidden, normed, queries=self._parts.tokens_read(hidden.shape[1]))
         heads = tuple(head.to(hidden.device)[rows] for head in self._heads)
         return self._parts.predict(run, heads)
 
@@ -135,7 +136,8 @@ class Tail:
         network = self._parts
         if not network.keeps:
             raise ValueError("features need the model's own classifier, got an MHEXClassifier with classifier='drop'")
-        return network.architecture.features(network.model, network.run(-1, hidden, normed).output)
+        run = network.run(-1, hidden, normed, queries=network.tokens_read(hidden.shape[1]))
+        return network.architecture.features(network.model, run.output)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,11 +164,26 @@ class Parts:
         """The first normalisation of block `index`: (B, n, C)."""
         return self.architecture.normalize(self.layers[index], hidden)
 
-    def run(self, index: int, hidden: Tensor, normed: Tensor) -> BlockRun:
-        """Block `index` on what enters it and what its attention reads, both (B, n, C)."""
+    def run(self, index: int, hidden: Tensor, normed: Tensor, *, queries: int | None = None) -> BlockRun:
+        """Block `index` on what enters it and what its attention reads, both (B, n, C).
+
+        With `queries`, the output of the first so many tokens alone, and nothing of the MHEX block.
+        """
         patches = patch_mask(hidden, self.architecture.prefix(self.model))
-        layer, block = self.layers[index], self.blocks[index]
-        return run_block(self.architecture, layer, hidden, normed, block, patches, weights=True)
+        layer = self.layers[index]
+        block = self.blocks[index] if queries is None else None
+        return run_block(self.architecture, layer, hidden, normed, block, patches, weights=True, queries=queries)
+
+    def tokens_read(self, tokens: int) -> int | None:
+        """How many of the first tokens of the last output the prediction is made of; None means all."""
+        last = self.blocks[-1]
+        watched_only = last is None or (
+            not getattr(last, "gated", True) and self.loss is not None and self.loss.mode == "layerwise"
+        )
+        if not self.keeps or not watched_only:
+            return None
+        read = int(self.architecture.readout(self.model, tokens).nonzero().max()) + 1
+        return read if read <= self.architecture.prefix(self.model) else None
 
     def predict(self, last: BlockRun, earlier: tuple[Tensor, ...], features: Tensor | None = None) -> Tensor:
         """The prediction, from the last block, the logits of the heads before it, and the features where they exist."""

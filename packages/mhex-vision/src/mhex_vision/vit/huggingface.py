@@ -83,9 +83,11 @@ class HuggingFaceViT(Architecture):
         normed: Tensor = block.layernorm_before(hidden)
         return normed
 
-    def attend(self, block: Any, normed: Tensor, *, weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """See `Architecture.attend`."""
-        attended, shown = _attend(block.attention, normed, weights=weights)
+        attended, shown = _attend(block.attention, normed, weights=weights, queries=queries)
         # In version 4 the dropout is inside.
         return (block.dropout(attended) if hasattr(block, "dropout") else attended), shown
 
@@ -178,9 +180,11 @@ class HuggingFaceDinov2(HuggingFaceViT):
         normed: Tensor = block.norm1(hidden)
         return normed
 
-    def attend(self, block: Any, normed: Tensor, *, weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """See `Architecture.attend`."""
-        attended, shown = _attend(block.attention, normed, weights=weights)
+        attended, shown = _attend(block.attention, normed, weights=weights, queries=queries)
         return block.drop_path(block.layer_scale1(attended)), shown
 
     def feed_forward(self, block: Any, hidden: Tensor) -> Tensor:
@@ -207,7 +211,7 @@ def _encoder(model: Any) -> Any:
     return getattr(model, model.base_model_prefix)
 
 
-def _attend(attention: Any, normed: Tensor, *, weights: bool) -> tuple[Tensor, Tensor | None]:
+def _attend(attention: Any, normed: Tensor, *, weights: bool, queries: int | None) -> tuple[Tensor, Tensor | None]:
     if not weights:
         result = attention(normed)
         return (result[0] if isinstance(result, tuple) else result), None  # a tensor in version 4
@@ -215,11 +219,14 @@ def _attend(attention: Any, normed: Tensor, *, weights: bool) -> tuple[Tensor, T
         parts, names, dropout = attention, ("q_proj", "k_proj", "v_proj"), attention.attention_dropout
     else:  # version 4
         parts, names, dropout = attention.attention, ("query", "key", "value"), attention.attention.dropout_prob
-    projections = (getattr(parts, name) for name in names)
-    query, key, value = (split_heads(project(normed), parts.num_attention_heads) for project in projections)
+    asking = normed[:, :queries]
+    query, key, value = (
+        split_heads(getattr(parts, name)(tokens), parts.num_attention_heads)
+        for name, tokens in zip(names, (asking, normed, normed), strict=True)
+    )
     shown = softmax_attention(query, key, parts.scaling)
     mixed = join_heads(F.dropout(shown, dropout, parts.training) @ value)
-    return (attention.o_proj(mixed) if parts is attention else attention.output(mixed, normed)), shown
+    return (attention.o_proj(mixed) if parts is attention else attention.output(mixed, asking)), shown
 
 
 _KNOWN: tuple[HuggingFaceViT, ...] = (

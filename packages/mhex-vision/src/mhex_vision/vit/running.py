@@ -79,6 +79,7 @@ def run_block(
     patches: Tensor | None,
     *,
     weights: bool = False,
+    queries: int | None = None,
 ) -> BlockRun:
     """One transformer block, with or without an MHEX block.
 
@@ -90,9 +91,11 @@ def run_block(
         block: Its MHEX block, or None.
         patches: (B, n), true for patches, or None where all tokens are.
         weights: Whether the attention is wanted.
+        queries: How many of the first tokens the output is wanted of; None means all. With `weights` and without an
+            MHEX block only.
     """
-    added, attention = architecture.attend(layer, normed, weights=weights)
-    shortcut = hidden + added
+    added, attention = architecture.attend(layer, normed, weights=weights, queries=queries)
+    shortcut = hidden[:, :queries] + added
     branch = architecture.feed_forward(layer, shortcut)
     if block is None:
         return BlockRun(shortcut + branch, None, attention)

@@ -15,6 +15,7 @@ from mhex_vision.vit.architecture import (
     evenly,
     join_heads,
     one_hot,
+    project,
     refuse_overridden,
     softmax_attention,
     split_heads,
@@ -63,17 +64,21 @@ class TimmViT(Architecture):
         normed: Tensor = block.norm1(hidden)
         return normed
 
-    def attend(self, block: Any, normed: Tensor, *, weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """See `Architecture.attend`."""
         attention = block.attn
         if not weights:
             return block.drop_path1(block.ls1(attention(normed))), None
-        query, key, value = (split_heads(part, attention.num_heads) for part in attention.qkv(normed).chunk(3, dim=-1))
+        qkv = attention.qkv
+        projected = qkv(normed).chunk(3, dim=-1) if queries is None else project(normed, qkv.weight, qkv.bias, queries)
+        query, key, value = (split_heads(part, attention.num_heads) for part in projected)
         shown = softmax_attention(attention.q_norm(query), attention.k_norm(key), attention.scale)
         mixed = attention.norm(join_heads(attention.attn_drop(shown) @ value))
         gate = getattr(attention, "gate", None)  # not there in early versions
         if gate is not None:
-            mixed = mixed * gate(normed).sigmoid()
+            mixed = mixed * gate(normed[:, :queries]).sigmoid()
         return block.drop_path1(block.ls1(attention.proj_drop(attention.proj(mixed)))), shown
 
     def feed_forward(self, block: Any, hidden: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from mhex_vision.vit.architecture import (
     Grid,
     join_heads,
     one_hot,
+    project,
     refuse_overridden,
     softmax_attention,
     split_heads,
@@ -60,13 +61,15 @@ class TorchvisionViT(Architecture):
         normed: Tensor = block.ln_1(hidden)
         return normed
 
-    def attend(self, block: Any, normed: Tensor, *, weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """See `Architecture.attend`."""
         attention = block.self_attention
         if not weights:
             return block.dropout(attention(normed, normed, normed, need_weights=False)[0]), None
         # The weights that nn.MultiheadAttention returns are not those its output was computed from.
-        projected = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
+        projected = project(normed, attention.in_proj_weight, attention.in_proj_bias, queries)
         query, key, value = (split_heads(part, attention.num_heads) for part in projected)
         shown = softmax_attention(query, key, attention.head_dim**-0.5)
         mixed = F.dropout(shown, attention.dropout, attention.training) @ value
