@@ -278,3 +278,30 @@ def test_bad_settings_are_named(arguments, settings, error, name):
 def test_bad_shapes_are_named(x, r, mask, name):
     with pytest.raises(ValueError, match=name):
         make_block()(torch.zeros(x), torch.zeros(r), None if mask is None else torch.ones(mask))
+
+
+# ------------------------------------------------------------------------------------------- tokens before the patches
+
+
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.parametrize("activation", ["sum", "shortcut"])
+@pytest.mark.parametrize("prefix", [1, 3])
+def test_a_prefix_is_gated_and_not_averaged_over(gate, activation, prefix):
+    block = make_block(gate=gate, activation=activation)
+    x, r = make_inputs((3, 7, 5))
+    mask = torch.arange(7).expand(3, 7) >= prefix
+    for ours, theirs in zip(flat(block(x, r, prefix=prefix)), flat(block(x, r, mask)), strict=True):
+        assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    none = block(x[:0], r[:0], prefix=prefix)[1]
+    assert none.logits.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "prefix", "masked"),
+    [((3, 7, 5), 7, False), ((3, 7, 5), -1, False), ((3, 7, 5), 1, True), ((3, 5, 4), 5, False)],
+)
+def test_a_prefix_that_cannot_be_left_out_is_named(shape, prefix, masked):
+    x, r = make_inputs(shape if shape[2] == 5 else (3, 5, 4, 3))
+    mask = torch.ones(3, 7) if masked else None
+    with pytest.raises(ValueError, match="prefix must be less than the number of tokens"):
+        make_block()(x, r, mask, prefix=prefix)

@@ -58,7 +58,13 @@ class MHEXBlock(nn.Module):
         self.head = nn.Linear(channels, num_classes, bias=False)
 
     def forward(
-        self, shortcut: Tensor, branch: Tensor, mask: Tensor | None = None, *, reuse_branch: bool = False
+        self,
+        shortcut: Tensor,
+        branch: Tensor,
+        mask: Tensor | None = None,
+        *,
+        prefix: int = 0,
+        reuse_branch: bool = False,
     ) -> tuple[Tensor, BlockOutput]:
         """Gate the shortcut and read the head.
 
@@ -66,6 +72,8 @@ class MHEXBlock(nn.Module):
             shortcut: x, (B, C, *) or (B, T, C), after the projection if the connection has one.
             branch: r, of the same shape, the residual branch before the addition.
             mask: (B, *) or (B, T), true (or 1) where a position is real. Others take no part in the averages.
+            prefix: How many of the first tokens take no part in the averages either, such as a class token. Tokens
+                only, and without a mask.
             reuse_branch: Whether the sum may be written over `branch`, for callers who need it no more: it saves a
                 tensor's memory and the time to fetch it.
 
@@ -76,14 +84,21 @@ class MHEXBlock(nn.Module):
             ValueError: The shapes do not fit each other or the block.
         """
         self._check(shortcut, branch, mask)
+        if prefix and (mask is not None or shortcut.ndim != 3 or not 0 < prefix < shortcut.shape[1]):
+            raise ValueError(
+                f"prefix must be less than the number of tokens of (B, T, C), and stand without a mask, got {prefix} "
+                f"with shape {tuple(shortcut.shape)}"
+            )
         if not self.gated and self.activation == "sum":
             # The mean of the sum is the sum of the means, and one pass instead of two.
             activation = residual_sum(branch, shortcut, reuse_branch=reuse_branch)
-            hidden = self.gate(torch.relu(_mean_over_positions(activation, mask)))
+            hidden = self.gate(torch.relu(mean_over_positions(activation, mask, prefix=prefix)))
             return shortcut, BlockOutput(hidden, self.head(hidden), activation)
-        pooled = torch.relu(_mean_over_positions(shortcut, mask) + _mean_over_positions(branch, mask))
+        pooled = torch.relu(
+            mean_over_positions(shortcut, mask, prefix=prefix) + mean_over_positions(branch, mask, prefix=prefix)
+        )
         hidden = self.gate(pooled)
-        gated = shortcut * _as_positions(torch.sigmoid(hidden), shortcut) if self.gated else shortcut
+        gated = shortcut * as_positions(torch.sigmoid(hidden), shortcut) if self.gated else shortcut
         activation = residual_sum(branch, gated, reuse_branch=reuse_branch) if self.activation == "sum" else gated
         return gated, BlockOutput(hidden, self.head(hidden), activation)
 
@@ -108,8 +123,8 @@ class MHEXBlock(nn.Module):
         if self.activation != "sum":
             raise ValueError(f"activation must be 'sum' where the gate multiplies the sum, got {self.activation!r}")
         self._check_layout("total", total, mask)
-        hidden = self.gate(torch.relu(_mean_over_positions(total, mask)))
-        gated = total * _as_positions(torch.sigmoid(hidden), total) if self.gated else total
+        hidden = self.gate(torch.relu(mean_over_positions(total, mask)))
+        gated = total * as_positions(torch.sigmoid(hidden), total) if self.gated else total
         return gated, BlockOutput(hidden, self.head(hidden), total)
 
     def equivalent_matrix(self) -> Tensor:
@@ -145,9 +160,11 @@ def residual_sum(branch: Tensor, shortcut: Tensor, *, reuse_branch: bool) -> Ten
     return branch + shortcut
 
 
-def _mean_over_positions(features: Tensor, mask: Tensor | None) -> Tensor:
-    """GAP over real positions: (B, C)."""
+def mean_over_positions(features: Tensor, mask: Tensor | None = None, *, prefix: int = 0) -> Tensor:
+    """GAP over real positions, without the first tokens: (B, C)."""
     tokens = features.ndim == 3
+    if prefix:
+        features = features[:, prefix:]
     if features.ndim == 2:
         return features
     if mask is None:
@@ -161,7 +178,7 @@ def _mean_over_positions(features: Tensor, mask: Tensor | None) -> Tensor:
     return (kept.sum(dim=1, dtype=dtype) / real.sum(dim=1).clamp(min=1).to(dtype)).to(features.dtype)
 
 
-def _as_positions(values: Tensor, like: Tensor) -> Tensor:
+def as_positions(values: Tensor, like: Tensor) -> Tensor:
     """View (B, C) so that it multiplies `like` channel by channel."""
     if like.ndim == 3:
         return values.unsqueeze(1)

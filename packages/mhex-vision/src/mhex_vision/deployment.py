@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mhex_core import BlockOutput, DeepSupervisionLoss, MHEXBlock
-from mhex_core.blocks import _as_positions, _mean_over_positions
+from mhex_core.blocks import as_positions, mean_over_positions
 from mhex_vision import surgery
 
 if TYPE_CHECKING:
@@ -21,10 +21,8 @@ class _PlainAddition(nn.Module):
 
     gated = False
 
-    def forward(
-        self, shortcut: Tensor, branch: Tensor, mask: Tensor | None = None, *, reuse_branch: bool
-    ) -> tuple[Tensor, None]:
-        del branch, mask, reuse_branch
+    def forward(self, shortcut: Tensor, branch: Tensor, *, prefix: int, reuse_branch: bool) -> tuple[Tensor, None]:
+        del branch, prefix, reuse_branch
         return shortcut, None
 
 
@@ -37,13 +35,11 @@ class _GateOnly(nn.Module):
         super().__init__()
         self.gate = block.gate
 
-    def forward(
-        self, shortcut: Tensor, branch: Tensor, mask: Tensor | None = None, *, reuse_branch: bool
-    ) -> tuple[Tensor, None]:
+    def forward(self, shortcut: Tensor, branch: Tensor, *, prefix: int, reuse_branch: bool) -> tuple[Tensor, None]:
         del reuse_branch
         # The same operations in the same order as in MHEXBlock, so that predictions do not change by one bit.
-        pooled = torch.relu(_mean_over_positions(shortcut, mask) + _mean_over_positions(branch, mask))
-        return shortcut * _as_positions(torch.sigmoid(self.gate(pooled)), shortcut), None
+        pooled = torch.relu(mean_over_positions(shortcut, prefix=prefix) + mean_over_positions(branch, prefix=prefix))
+        return shortcut * as_positions(torch.sigmoid(self.gate(pooled)), shortcut), None
 
 
 class DeployedClassifier(nn.Module):

@@ -250,7 +250,7 @@ def drop_unused(backbone: nn.Module, used: set[str]) -> None:
 
 
 def call_block(
-    block: Block, shortcut: Tensor, branch: Tensor, mask: Tensor | None = None, *, reuse_branch: bool = False
+    block: Block, shortcut: Tensor, branch: Tensor, *, prefix: int = 0, reuse_branch: bool = False
 ) -> tuple[Tensor, BlockOutput | None]:
     """The sum that the addition would have given, and the block's output.
 
@@ -258,11 +258,10 @@ def call_block(
         block: The block.
         shortcut: One side of the addition.
         branch: The other.
-        mask: Which positions the block averages over; None means all.
+        prefix: How many of the first tokens the block does not average over.
         reuse_branch: Whether the sum may be written over `branch`.
     """
-    masked = {} if mask is None else {"mask": mask}
-    gated, output = block(shortcut, branch, reuse_branch=reuse_branch, **masked)
+    gated, output = block(shortcut, branch, prefix=prefix, reuse_branch=reuse_branch)
     # A block whose activation is the sum has computed it already.
     if output is not None and getattr(block, "activation", None) == "sum":
         return output.activation, output

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mhex_core import DeepSupervisionLoss, _checks
 from mhex_vision.surgery import Block
 from mhex_vision.vit.architecture import Architecture, Grid, architecture_of
-from mhex_vision.vit.running import BlockRun, patch_mask, run_block
+from mhex_vision.vit.running import BlockRun, run_block
 from mhex_vision.vit.ungraded import ungraded
 
 
@@ -169,10 +169,10 @@ class Parts:
 
         With `queries`, the output of the first so many tokens alone, and nothing of the MHEX block.
         """
-        patches = patch_mask(hidden, self.architecture.prefix(self.model))
+        prefix = self.architecture.prefix(self.model)
         layer = self.layers[index]
         block = self.blocks[index] if queries is None else None
-        return run_block(self.architecture, layer, hidden, normed, block, patches, weights=True, queries=queries)
+        return run_block(self.architecture, layer, hidden, normed, block, prefix, weights=True, queries=queries)
 
     def tokens_read(self, tokens: int) -> int | None:
         """How many of the first tokens of the last output the prediction is made of; None means all."""

@@ -52,14 +52,13 @@ def compile_forward(architecture: Architecture, places: Mapping[int, int], *, ke
     ) -> tuple[Any, tuple[BlockOutput | None, ...]]:
         hidden, grid = architecture.embed(backbone, images)
         prefix = architecture.prefix(backbone)
-        patches = patch_mask(hidden, prefix)
         outputs: list[BlockOutput | None] = [None] * len(places)
         for index, layer in enumerate(architecture.blocks(backbone)):
             if index > last and not keep_output:
                 break
             normed = architecture.normalize(layer, hidden)
             block = blocks[places[index]] if index in places else None
-            run = run_block(architecture, layer, hidden, normed, block, patches)
+            run = run_block(architecture, layer, hidden, normed, block, prefix)
             hidden = run.output
             if run.mhex is not None:
                 activation = patch_maps(run.mhex.activation, prefix, grid)
@@ -76,7 +75,7 @@ def run_block(
     hidden: Tensor,
     normed: Tensor,
     block: Block | None,
-    patches: Tensor | None,
+    prefix: int,
     *,
     weights: bool = False,
     queries: int | None = None,
@@ -89,7 +88,7 @@ def run_block(
         hidden: (B, n, C), what enters it.
         normed: (B, n, C), what its attention reads.
         block: Its MHEX block, or None.
-        patches: (B, n), true for patches, or None where all tokens are.
+        prefix: r, how many of the first tokens the MHEX block does not average over.
         weights: Whether the attention is wanted.
         queries: How many of the first tokens the output is wanted of; None means all. With `weights` and without an
             MHEX block only.
@@ -99,20 +98,12 @@ def run_block(
     branch = architecture.feed_forward(layer, shortcut)
     if block is None:
         return BlockRun(shortcut + branch, None, attention)
-    output, mhex = call_block(block, shortcut, branch, patches)
+    output, mhex = call_block(block, shortcut, branch, prefix=prefix)
     if not getattr(block, "gated", False) and output.stride() != shortcut.stride():
         # Without prefix tokens the stream may lie in memory channel by channel. How it lies decides how later sums are
         # split, and so their last bits, which a block that only watches must leave alone.
         output = torch.empty_like(shortcut).copy_(output)
     return BlockRun(output, mhex, attention)
-
-
-def patch_mask(hidden: Tensor, prefix: int) -> Tensor | None:
-    """Which of the tokens (B, n, C) are patches: (B, n), or None where all are."""
-    if prefix == 0:
-        return None
-    batch, tokens = hidden.shape[:2]
-    return (torch.arange(tokens, device=hidden.device) >= prefix).expand(batch, tokens)
 
 
 def patch_maps(tokens: Tensor, prefix: int, grid: Grid) -> Tensor:
