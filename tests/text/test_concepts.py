@@ -1,12 +1,15 @@
 """Concepts in texts: activations and slopes in their places whatever the batch, and the report made of them."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from mhex_core.concepts import concept_derivatives, tcav_scores
+from mhex_text import TokenBatch, explain_by
 from mhex_text.capture import capture
-from mhex_text.concepts import concept_samples, concept_sensitivity, mean_embedding
+from mhex_text.concepts import concept_samples, concept_scores, concept_sensitivity, mean_embedding
 
 from .explainers.models import KINDS, TEXTS, make_masking, make_model
 
@@ -79,3 +82,30 @@ def test_what_does_not_fit_is_refused():
     for target, error in ((3, ValueError), ("good", TypeError)):
         with pytest.raises(error, match="target must"):
             concept_sensitivity(model, {"good": GOOD}, TEXTS, target, tokenizer=tokenizer, random=DULL, runs=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_of_tokens_follow_their_formula(kind):
+    model = make_model(kind)
+    vector = torch.nn.functional.normalize(torch.randn(32, generator=torch.Generator().manual_seed(0)), dim=0)
+    batch = TokenBatch.make(TEXTS, make_masking())
+    targets = torch.tensor([0, 1, 2, 1])
+    found = concept_scores(model, batch, targets, vector, layer=1)
+    assert found.shape == batch.input_ids.shape
+    for row, text in enumerate(TEXTS):
+        seen = alone(model, text)
+        (slope,) = seen.gradients(targets[row : row + 1], [seen.outputs[1]])
+        along = slope[0] @ vector
+        weights = seen.attentions[1][0].detach().mean(dim=0)
+        read = weights[0] if kind == "plain" else weights.mean(dim=0)
+        expected = read * along * read.norm() / along.norm()
+        real = batch.attention_mask[row] != 0
+        kept = torch.where(batch.mask[row][real], expected, 0.0)
+        assert_close(found[row][real], kept, rtol=1e-3, atol=1e-6)
+    assert (found[~batch.mask] == 0).all()
+    shown = explain_by(
+        model, TEXTS, partial(concept_scores, vector=vector, layer=1), 1, tokenizer=make_masking(), name="good, layer 1"
+    )
+    assert shown[0].settings.layer_names == ("good, layer 1",)
+    with pytest.raises(ValueError, match="vector must have shape"):
+        concept_scores(model, batch, targets, torch.zeros(3), layer=1)

@@ -20,10 +20,12 @@ from transformers import PreTrainedModel
 
 from mhex_core import _checks
 from mhex_core.concept_report import ConceptReport, ConceptSamples, concept_report
+from mhex_core.concepts import concept_derivatives
 from mhex_text.batch import TokenBatch
 from mhex_text.capture import Captured, capture
 from mhex_text.explainers.attention import row_read
-from mhex_text.explainers.view import aligned, wide
+from mhex_text.explainers.interface import check, finished
+from mhex_text.explainers.view import aligned, wanted, wide
 from mhex_text.explaining import Texts, class_names, listed_texts, most_tokens, tokenizer_of
 
 
@@ -139,8 +141,8 @@ def concept_sensitivity(
     chosen: list[int] = []
     for seen, mask in _passes(model, texts, tokenizer, max_length, batch_size, graph=True):
         chosen = _layers(layers, len(seen.outputs))
-        wanted = _class(target, seen)
-        gradients.append([wide(slope).cpu() for slope in seen.gradients(wanted, [seen.outputs[i] for i in chosen])])
+        classes = _class(target, seen)
+        gradients.append([wide(slope).cpu() for slope in seen.gradients(classes, [seen.outputs[i] for i in chosen])])
         attention.append([row_read(wide(seen.attentions[i].detach()).mean(dim=1), seen).cpu() for i in chosen])
         masks.append(mask)
     return concept_report(
@@ -155,6 +157,39 @@ def concept_sensitivity(
         held_out=held_out,
         seed=seed,
     )
+
+
+def concept_scores(model: PreTrainedModel, batch: TokenBatch, targets: Tensor, vector: Tensor, *, layer: int) -> Tensor:
+    """Which tokens pull the class's logit towards a concept: the weighted derivative of each, signed.
+
+    With vector and layer filled in by `functools.partial` it is an explainer, for `explain_by`, say.
+
+    Args:
+        model: See `mean_embedding`.
+        batch: B texts.
+        targets: int64 (B,).
+        vector: (C,), of unit length, such as a run's `ConceptReport.vectors[concept, layer].vectors[0]`.
+        layer: Index of the layer it was fitted at. At the last one only what is read has a gradient.
+
+    Returns:
+        float32 (B, T), zero outside `batch.mask`.
+
+    Raises:
+        TypeError: An argument is of another type.
+        ValueError: The model cannot be captured, has no such layer, or the vector does not fit.
+    """
+    check(model, batch, targets)
+    vector = _checks.tensor("vector", vector, ndim=1)
+    texts = aligned(model, batch)
+    seen = capture(model, texts.inputs)
+    (index,) = _layers([layer], len(seen.outputs))
+    if vector.shape[0] != seen.outputs[index].shape[2]:
+        raise ValueError(f"vector must have shape ({seen.outputs[index].shape[2]},), got {tuple(vector.shape)}")
+    (slope,) = seen.gradients(wanted(targets, seen.logits), [seen.outputs[index]])
+    row = row_read(wide(seen.attentions[index].detach()).mean(dim=1), seen)
+    along = vector.detach().to(wide(slope)).unsqueeze(0)
+    scores = concept_derivatives(wide(slope), row, along, mask=texts.batch.attention_mask)[:, 0]
+    return finished("concept_scores", texts.back(scores), batch)
 
 
 def _passes(
