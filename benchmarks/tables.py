@@ -328,6 +328,19 @@ def vit_speed() -> list[str]:
     return [*found, "", f"{record['network']}; {shape}.", "", f"`{record['command']}`"]
 
 
+def vit_cost() -> list[str]:
+    """Explaining beside classifying."""
+    record = _result("vits/speed")
+    base = {"mhex: explain": "mhex: classify"}
+    found = ["| | s for 32 images | over classifying |", "|---|---|---|"]
+    for name, taken in record["cost"].items():
+        classify = record["cost"][base.get(name, "plain: classify")]["ms"]
+        ratio = f"{taken['ms'] / classify:.3f}" if "explain" in name else "-"
+        found.append(f"| {name} | {taken['ms'] / 1000:.2f} | {ratio} |")
+    shape = f"{_shape(record)}, {record['machine']['threads']} threads, medians of 7 turns"
+    return [*found, "", f"{record['network']}; {shape}.", "", f"`{record['command']}`"]
+
+
 def _or_dash(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
@@ -400,6 +413,7 @@ PAGES: dict[Path, dict[str, Callable[[], list[str]]]] = {
         "lesions-judged": comparison("lesions-judged", of="vits"),
         "concepts": vit_concepts,
         "speed": vit_speed,
+        "cost": vit_cost,
     },
 }
 

@@ -225,7 +225,25 @@ def speed(data: Path, work: Path) -> dict[str, Any]:  # noqa: ARG001
         )
         results[name] = {way: timing.record() for way, timing in timed.items()}
         print(name, {way: round(timing.median, 2) for way, timing in timed.items()}, flush=True)
-    return {"network": "timm/vit_small_patch16_224, random weights", "batch": 32, "methods": results}
+    own = MHEXClassifier.from_backbone(model, 8).eval()
+    watching = MHEXClassifier.from_backbone(model, 8, freeze_backbone=True, gate=False, classifier="keep").eval()
+    cost = in_turns(
+        {
+            "plain: classify": lambda: _classify(model, images),
+            "mhex: classify": lambda: _classify(own, images),
+            "mhex: explain": lambda: own.explain(images, targets, keep_images=False),
+            "mhex, heads on the plain network: explain": lambda: watching.explain(images, targets, keep_images=False),
+        },
+        device=device,
+        rounds=7,
+    )
+    print({way: round(timing.median, 2) for way, timing in cost.items()}, flush=True)
+    return {
+        "network": "timm/vit_small_patch16_224, random weights",
+        "batch": 32,
+        "methods": results,
+        "cost": {way: timing.record() for way, timing in cost.items()},
+    }
 
 
 def one_cdam(model: Any, image: Tensor, target: int) -> Tensor:
@@ -321,10 +339,9 @@ def _attended(model: Any, image: Tensor, then: Callable[[Tensor], Any]) -> list[
     return kept
 
 
-def _classify(model: nn.Module, images: Tensor) -> Tensor:
+def _classify(model: nn.Module, images: Tensor) -> object:
     with torch.inference_mode():
-        logits: Tensor = model(images)
-    return logits
+        return model(images)
 
 
 def _lesions(work: Path) -> tuple[DataBundle, dict[str, nn.Module]]:
