@@ -37,7 +37,7 @@ NETWORKS = {
     "judge": f"{BLOOD} --plain --backbone resnet34 --seed 1 --epochs 10",
 }
 
-OWN = ("mhex", "mhex:beta=1")
+OWN = ("mhex", "mhex:beta=1", "mhex:attention=true", "mhex:attention=true,beta=1")
 CDAMS = ("cdam", "cdam:mode=smooth", "cdam:mode=integrated", "cdam:mode=integrated_complete")
 GMARS = ("gmar", "gmar:norm=l2")
 SHAPLEYS = (

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from mhex_core import SaliencyOptions, signed_maps
 from mhex_vision import MHEXClassifier, PlainClassifier, commands
+from mhex_vision.explainers import explainer
 from mhex_vision.vit import architecture_of, capture
 
 NAMED = "timm/vit_tiny_patch16_224:img_size=28,patch_size=7,depth=3,embed_dim=24,num_heads=4"
@@ -342,3 +343,36 @@ def test_unsupported_kinds_are_named_not_probed(make_vit):
     model.blocks[1] = nn.Identity()
     with pytest.raises(ValueError, match=r"made of Block modules of timm\..*got torch\..*Identity"):
         MHEXClassifier.from_backbone(model, 5)
+
+
+# -------------------------------------------------------------------------------------------- evidence times attention
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"gate": False, "classifier": "keep"}, {"activation": "shortcut"}, {"at": "stage"}]
+)
+@pytest.mark.parametrize("target", [None, "all"])
+def test_evidence_is_multiplied_by_the_attention_a_patch_receives(make_vit, images, some_family, options, target):
+    model = MHEXClassifier.from_backbone(make_vit(some_family), 5, **options).eval()
+    plain = model.explain(images, target, beta=0.5)
+    found = model.explain(images, target, beta=0.5, attention=True)
+    seen = capture(model, images, graph=False)
+    received = torch.stack([weights.mean(dim=(1, 2)) for weights in seen.attentions]).sum(dim=0)
+    weights = seen.maps(received) if target is None else seen.maps(received).unsqueeze(1)
+    for before, after in ((plain.positive, found.positive), (plain.negative, found.negative)):
+        for one, other in zip(before, after, strict=True):
+            assert_close(other, one * weights, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
+    assert_close(found.probabilities, plain.probabilities, rtol=1e-4, atol=1e-6)
+    assert_close(found.head_logits, plain.head_logits, rtol=1e-3, atol=1e-4)
+    assert (found.method, found.layer_names) == ("mhex:attention=true", plain.layer_names)
+    by_name = explainer("mhex", attention=True, beta=0.5)(
+        model, images, found.target if target is None else found.target[:, 0]
+    )
+    assert_close(by_name, found.saliency if target is None else found.saliency[:, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_attention_is_a_vision_transformers(make_classifier, make_images):
+    with pytest.raises(ValueError, match="attention must be False for Net, which is no vision transformer"):
+        make_classifier().explain(make_images(1), attention=True)
+    with pytest.raises(TypeError, match="attention must be a bool"):
+        explainer("mhex", attention="much")

@@ -21,16 +21,20 @@ from mhex_core import (
     DeepSupervisionLoss,
     MHEXBlock,
     SaliencyOptions,
+    SignedMaps,
+    _checks,
     collaboration,
     combine_maps,
     signed_maps,
 )
+from mhex_core.attention import attention_received
 from mhex_core.modes import in_evaluation_mode
 from mhex_vision import backbones, checkpoint, instrumentation, surgery
 from mhex_vision.config import Classifier, MHEXConfig, Objective
 from mhex_vision.deployment import DeployedClassifier
 from mhex_vision.explanation import Explanation
 from mhex_vision.surgery import Placement
+from mhex_vision.vit import architecture_of, capture
 
 Target = int | Tensor | Literal["all"] | None
 
@@ -212,6 +216,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         *,
         size: int | tuple[int, int] | None = None,
         keep_images: bool = True,
+        attention: bool = False,
         **options: Any,
     ) -> Explanation:
         """Predict, and show the evidence: one forward pass, no gradients.
@@ -223,6 +228,9 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             target: The classes to explain: None for the predicted ones, one int, (B,), (B, n) or "all".
             size: (H, W) of the maps; None means the images' own.
             keep_images: Whether the explanation carries the images, for `overlay` and `plot`.
+            attention: Of a vision transformer, whether a patch's evidence is multiplied by the attention it receives,
+                added up over all blocks. Attention spreads what the class rests on over all patches, so that evidence
+                alone hardly says where it came from; it is not in the paper.
             **options: The fields of `mhex_core.SaliencyOptions`: beta, tau_pos, tau_neg, sharpness, exponent,
                 layer_weights, decay, normalize, floor, rectify.
 
@@ -237,10 +245,13 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
         chosen = SaliencyOptions(**options)
         with torch.no_grad(), in_evaluation_mode(self):
-            output = self(images)
+            output, received = self._attended(images) if _checks.flag("attention", attention) else (self(images), None)
             probabilities = self.probabilities(output.logits.float())
             wanted = probabilities.argmax(dim=1) if target is None else target
             maps = signed_maps(output.activations, self.equivalent_matrices(), wanted, options=chosen)
+            if received is not None:
+                weights = received if maps.positive[0].ndim == 3 else received.unsqueeze(1)
+                maps = SignedMaps(*(tuple(layer * weights for layer in part) for part in maps))
             height_width = (images.shape[2], images.shape[3]) if size is None else size
             saliency = combine_maps(maps, size=height_width, options=chosen)
         return Explanation(
@@ -254,6 +265,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             layer_names=self.layer_names,
             class_names=self.config.class_names,
             images=self._displayable(images) if keep_images else None,
+            method="mhex" if received is None else "mhex:attention=true",
         )
 
     def collaboration(self, images: Tensor, target: Tensor | None = None) -> Tensor:
@@ -397,6 +409,17 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         forward = self._train if self.backbone.training else self._evaluate
         own, outputs = forward(self.backbone, images, self.blocks)  # type: ignore[arg-type]  # ModuleList is indexable
         return own, tuple(output for output in outputs if output is not None)
+
+    def _attended(self, images: Tensor) -> tuple[ClassifierOutput, Tensor]:
+        """The output, and the attention (B, h, w) that each patch receives, added up over all blocks."""
+        if architecture_of(self.backbone) is None:
+            name = type(self.backbone).__name__
+            raise ValueError(f"attention must be False for {name}, which is no vision transformer")
+        seen = capture(self, images, graph=False)
+        received = attention_received([weights.float() for weights in seen.attentions])
+        activations = tuple(seen.maps(block.activation.transpose(1, 2)) for block in seen.blocks)
+        heads = tuple(block.logits for block in seen.blocks)
+        return ClassifierOutput(seen.logits, heads, activations), seen.maps(received)
 
     def _predict(self, own: Tensor | None, heads: tuple[Tensor, ...]) -> Tensor:
         supervised = heads if own is None else (*heads, own)

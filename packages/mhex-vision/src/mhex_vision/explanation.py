@@ -75,9 +75,10 @@ class Explanation(mhex_core.Explanation):
             raise ValueError(f"samples must be at least 1 and the explanation not empty, got {samples} of {len(self)}")
         saliency = self._drawable(self.saliency)
         # Of another method there are no layers to show.
-        layers = self._drawable(self.layer_saliency()) if self.method == "mhex" else saliency[None, :0]
-        layer_names = self.layer_names if self.method == "mhex" else ()
-        aggregate = f"beta = {self.options.beta:g}" if self.method == "mhex" else self.method
+        own = bool(len(self.head_logits))
+        layers = self._drawable(self.layer_saliency()) if own else saliency[None, :0]
+        layer_names = self.layer_names if own else ()
+        aggregate = f"beta = {self.options.beta:g}" if own else self.method
         rows = []
         for row in range(shown):
             title = f"{self.label(int(self.target[row]))}\np = {float(self.probabilities[row, self.target[row]]):.2f}"

@@ -24,13 +24,15 @@ class OwnSaliency:
     """`MHEXClassifier.explain`.
 
     Attributes:
-        options: The fields of `mhex_core.SaliencyOptions`.
+        options: The fields of `mhex_core.SaliencyOptions`, and `attention`, see `MHEXClassifier.explain`.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        SaliencyOptions(**self.options)  # says now, and not after an hour of other explainers, what is wrong
+        # Says now, and not after an hour of other explainers, what is wrong.
+        _checks.flag("attention", self.options.get("attention", False))
+        SaliencyOptions(**{name: value for name, value in self.options.items() if name != "attention"})
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Explain."""

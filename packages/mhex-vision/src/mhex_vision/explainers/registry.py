@@ -43,6 +43,9 @@ def _names(settings: Any) -> tuple[str, ...]:
     return tuple(field.name for field in fields(settings) if field.init)
 
 
+OWN = (*_names(SaliencyOptions), "attention")
+
+
 def _own(defaults: dict[str, Any], **options: Any) -> OwnSaliency:
     return OwnSaliency(defaults | options)
 
@@ -56,16 +59,16 @@ def _cam(method: str, description: str, *more: str) -> _Known:
 
 
 _KNOWN = {
-    "mhex": _Known("the classifier's own saliency", partial(_own, {}), _names(SaliencyOptions)),
+    "mhex": _Known("the classifier's own saliency", partial(_own, {}), OWN),
     "mhex-paper": _Known(
         "the same from A_l as it is, not rectified, as in the paper",
         partial(_own, {"rectify": False}),
-        _names(SaliencyOptions),
+        OWN,
     ),
     "mhex-authors": _Known(
         "the paper's with beta 1 and tau_neg 0.1, as in the authors' table",
         partial(_own, {"rectify": False, "beta": 1.0, "tau_neg": 0.1}),
-        _names(SaliencyOptions),
+        OWN,
     ),
     "random": _Known("uniform noise", RandomMaps, _names(RandomMaps)),
     "centre-gaussian": _Known("a Gaussian on the image's centre", CentreGaussian, _names(CentreGaussian)),

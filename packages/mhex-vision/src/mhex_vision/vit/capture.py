@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mhex_core import DeepSupervisionLoss, _checks
+from mhex_core import BlockOutput, DeepSupervisionLoss, _checks
 from mhex_vision.surgery import Block
 from mhex_vision.vit.architecture import Architecture, Grid, architecture_of
 from mhex_vision.vit.running import BlockRun, run_block
@@ -39,6 +39,8 @@ class Captured:
         readout: (n,), the shares with which the tokens of the last block's output enter the prediction, sum 1. For an
             `MHEXClassifier` without a classifier of its own these are equal shares of the patches, over which the last
             head averages.
+        blocks: What the MHEX blocks handed out, shallow to deep, with activations of all tokens (B, n, C); empty where
+            there are none.
         block_names: L names, such as "blocks.3".
         tail: The last block and what follows, to be run again on something else.
     """
@@ -52,6 +54,7 @@ class Captured:
     grid: Grid
     prefix: int
     readout: Tensor
+    blocks: tuple[BlockOutput, ...]
     block_names: tuple[str, ...]
     tail: Tail
 
@@ -246,6 +249,7 @@ def capture(model: nn.Module, images: Tensor, *, graph: bool = True) -> Captured
         grid=grid,
         prefix=prefix,
         readout=readout.to(logits),
+        blocks=tuple(run.mhex for run in runs if run.mhex is not None),
         block_names=architecture.block_names(network.model),
         tail=Tail(_parts=network, _heads=tuple(head.detach() for head in heads)),
     )
