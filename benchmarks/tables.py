@@ -331,7 +331,7 @@ def vit_speed() -> list[str]:
 def vit_cost() -> list[str]:
     """Explaining beside classifying."""
     record = _result("vits/speed")
-    base = {"mhex: explain": "mhex: classify"}
+    base = dict.fromkeys(("mhex: explain", "mhex, attention=False: explain"), "mhex: classify")
     found = ["| | s for 32 images | over classifying |", "|---|---|---|"]
     for name, taken in record["cost"].items():
         classify = record["cost"][base.get(name, "plain: classify")]["ms"]

@@ -70,7 +70,7 @@ def test_of_the_classifiers_own_saliency_the_layers_come_along(images):
     pytest.importorskip("timm")
     model = MHEXClassifier.from_backbone(VIT, 3)
     found = explain_by(model, images, "mhex:beta=0.5", 2)
-    assert (found.method, found.layer_names) == ("mhex", model.layer_names)
+    assert (found.method, found.layer_names) == ("mhex:attention=true", model.layer_names)
     assert torch.equal(found.saliency, model.explain(images, 2, beta=0.5).saliency)
     other = explain_by(model, images, "attention-rollout")
     assert other.layer_names == ("attention-rollout",)

@@ -216,7 +216,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         *,
         size: int | tuple[int, int] | None = None,
         keep_images: bool = True,
-        attention: bool = False,
+        attention: bool | None = None,
         **options: Any,
     ) -> Explanation:
         """Predict, and show the evidence: one forward pass, no gradients.
@@ -228,9 +228,10 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             target: The classes to explain: None for the predicted ones, one int, (B,), (B, n) or "all".
             size: (H, W) of the maps; None means the images' own.
             keep_images: Whether the explanation carries the images, for `overlay` and `plot`.
-            attention: Of a vision transformer, whether a patch's evidence is multiplied by the attention it receives,
-                added up over all blocks. Attention spreads what the class rests on over all patches, so that evidence
-                alone hardly says where it came from; it is not in the paper.
+            attention: Whether a patch's evidence is multiplied by the attention it receives, added up over all blocks.
+                None means yes for vision transformers, whose attention spreads what the class rests on over all
+                patches, so that evidence alone hardly says where it came from; others have none. It is not in the
+                paper.
             **options: The fields of `mhex_core.SaliencyOptions`: beta, tau_pos, tau_neg, sharpness, exponent,
                 layer_weights, decay, normalize, floor, rectify.
 
@@ -245,7 +246,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
         chosen = SaliencyOptions(**options)
         with torch.no_grad(), in_evaluation_mode(self):
-            output, received = self._attended(images) if _checks.flag("attention", attention) else (self(images), None)
+            output, received = self._attended(images) if self._attends(attention) else (self(images), None)
             probabilities = self.probabilities(output.logits.float())
             wanted = probabilities.argmax(dim=1) if target is None else target
             maps = signed_maps(output.activations, self.equivalent_matrices(), wanted, options=chosen)
@@ -410,11 +411,18 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         own, outputs = forward(self.backbone, images, self.blocks)  # type: ignore[arg-type]  # ModuleList is indexable
         return own, tuple(output for output in outputs if output is not None)
 
+    def _attends(self, wanted: bool | None) -> bool:
+        """Whether evidence is multiplied by attention."""
+        transformer = architecture_of(self.backbone) is not None
+        if wanted is None:
+            return transformer
+        if _checks.flag("attention", wanted) and not transformer:
+            name = type(self.backbone).__name__
+            raise ValueError(f"attention must be False or None for {name}, which is no vision transformer")
+        return wanted
+
     def _attended(self, images: Tensor) -> tuple[ClassifierOutput, Tensor]:
         """The output, and the attention (B, h, w) that each patch receives, added up over all blocks."""
-        if architecture_of(self.backbone) is None:
-            name = type(self.backbone).__name__
-            raise ValueError(f"attention must be False for {name}, which is no vision transformer")
         seen = capture(self, images, graph=False)
         received = attention_received([weights.float() for weights in seen.attentions])
         activations = tuple(seen.maps(block.activation.transpose(1, 2)) for block in seen.blocks)

@@ -62,12 +62,12 @@ _KNOWN = {
     "mhex": _Known("the classifier's own saliency", partial(_own, {}), OWN),
     "mhex-paper": _Known(
         "the same from A_l as it is, not rectified, as in the paper",
-        partial(_own, {"rectify": False}),
+        partial(_own, {"rectify": False, "attention": False}),
         OWN,
     ),
     "mhex-authors": _Known(
         "the paper's with beta 1 and tau_neg 0.1, as in the authors' table",
-        partial(_own, {"rectify": False, "beta": 1.0, "tau_neg": 0.1}),
+        partial(_own, {"rectify": False, "beta": 1.0, "tau_neg": 0.1, "attention": False}),
         OWN,
     ),
     "random": _Known("uniform noise", RandomMaps, _names(RandomMaps)),
