@@ -424,7 +424,8 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
     def _attended(self, images: Tensor) -> tuple[ClassifierOutput, Tensor]:
         """The output, and the attention (B, h, w) that each patch receives, added up over all blocks."""
         seen = capture(self, images, graph=False)
-        received = attention_received([weights.float() for weights in seen.attentions])
+        wide = torch.promote_types(seen.logits.dtype, torch.float32)
+        received = attention_received([weights.to(wide) for weights in seen.attentions])
         activations = tuple(seen.maps(block.activation.transpose(1, 2)) for block in seen.blocks)
         heads = tuple(block.logits for block in seen.blocks)
         return ClassifierOutput(seen.logits, heads, activations), seen.maps(received)
