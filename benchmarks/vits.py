@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ BLIND = ("centre-gaussian", "random")
 METHODS = (*OWN, *CDAMS, *GMARS, *SHAPLEYS, *ATTENTION, *OTHERS, *BLIND)
 SPECIFIC = "compactness,class_sensitivity,class_sensitivity_least"
 PLACES = "pointing,mass_inside,iou"
+DROPS = ("sad", "avg_drop", "area_drop")
 LESION_IMAGES = 8000
 
 
@@ -82,7 +83,7 @@ class Table:
 TABLES = {
     # Judged by the network that is explained, as the papers do; then by one that none of the methods has seen.
     "blood": Table(network="heads", judge="heads", data=BLOOD, metrics=f"{_correctness(7)},{SPECIFIC}", limit=64),
-    "blood-judged": Table(network="heads", judge="judge", data=BLOOD, metrics="sad,avg_drop,area_drop", limit=256),
+    "blood-judged": Table(network="heads", judge="judge", data=BLOOD, metrics=",".join(DROPS), limit=256),
 }
 
 
@@ -124,51 +125,36 @@ def accuracy(data: Path, work: Path) -> dict[str, Any]:  # noqa: ARG001
 
 def lesions(data: Path, work: Path) -> dict[str, Any]:  # noqa: ARG001
     """Where the truth is known: correctness, compactness, class sensitivity and places on synthetic lesions."""
-    bundle, networks = _lesions(work)
-    found = compare(
-        networks["heads-lesions"],
-        bundle.test,
-        bundle,
-        judge=networks["heads-lesions"],
-        methods=METHODS,
-        metrics=[*_listed(_correctness(8)), *_listed(SPECIFIC), *_listed(PLACES)],
-        out=work / "lesions",
-        batch_size=32,
-        limit=128,
-    )
-    return dict(json.loads(found.to_json(found.summary())))
+    metrics = [*_listed(_correctness(8)), *_listed(SPECIFIC), *_listed(PLACES)]
+    return _on_lesions(work, "lesions", "heads-lesions", "heads-lesions", METHODS, metrics, limit=128)
 
 
 def lesions_judged(data: Path, work: Path) -> dict[str, Any]:  # noqa: ARG001
     """The same maps before a judge that none of the methods has seen."""
-    bundle, networks = _lesions(work)
-    found = compare(
-        networks["heads-lesions"],
-        bundle.test,
-        bundle,
-        judge=networks["judge-lesions"],
-        methods=METHODS,
-        metrics=["sad", "avg_drop", "area_drop"],
-        out=work / "lesions-judged",
-        batch_size=32,
-        limit=256,
-    )
-    return dict(json.loads(found.to_json(found.summary())))
+    return _on_lesions(work, "lesions-judged", "heads-lesions", "judge-lesions", METHODS, DROPS, limit=256)
 
 
 def lesions_mhex(data: Path, work: Path) -> dict[str, Any]:  # noqa: ARG001
     """The maps of a ViT that was trained with gates and heads, and has no classifier besides."""
+    methods = (*OWN, "cdam", "gmar", "attcat", "generic-relevance", "gradcam", *BLIND)
+    metrics = [*DROPS, *_listed(PLACES)]
+    return _on_lesions(work, "lesions-mhex", "mhex-lesions", "judge-lesions", methods, metrics, limit=256)
+
+
+def _on_lesions(
+    work: Path, name: str, network: str, judge: str, methods: Sequence[str], metrics: Sequence[str], *, limit: int
+) -> dict[str, Any]:
     bundle, networks = _lesions(work)
     found = compare(
-        networks["mhex-lesions"],
+        networks[network],
         bundle.test,
         bundle,
-        judge=networks["judge-lesions"],
-        methods=(*OWN, "cdam", "gmar", "attcat", "generic-relevance", "gradcam", *BLIND),
-        metrics=["sad", "avg_drop", "area_drop", *_listed(PLACES)],
-        out=work / "lesions-mhex",
+        judge=networks[judge],
+        methods=methods,
+        metrics=metrics,
+        out=work / name,
         batch_size=32,
-        limit=256,
+        limit=limit,
     )
     return dict(json.loads(found.to_json(found.summary())))
 

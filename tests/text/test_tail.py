@@ -188,5 +188,5 @@ def test_blocks_take_what_their_forward_takes():
 
 def test_gradients_want_a_graph():
     seen = capture(make_model("plain"), make_batch("bert"), graph=False)
-    with pytest.raises(ValueError, match="got a capture without a graph"):
+    with pytest.raises(ValueError, match="keeps, got some without"):
         seen.gradients(TARGETS, seen.hidden)

@@ -140,7 +140,7 @@ def test_without_a_graph_there_is_none(make_vit, images):
     captured = capture(make_vit("timm"), images, graph=False)
     assert not captured.logits.requires_grad
     assert not captured.inputs[0].requires_grad
-    with pytest.raises(ValueError, match=r"gradients need what capture\(..., graph=True\) keeps"):
+    with pytest.raises(ValueError, match=r"logits must have a graph, which capture\(..., graph=True\) keeps"):
         captured.gradients(torch.zeros(3, dtype=torch.int64), captured.inputs)
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mhex_core import _checks
+from mhex_core.attention import target_gradients
 from mhex_text.adapters import EncoderInputs
 from mhex_text.running import (
     SUPPORTED,
@@ -92,16 +93,7 @@ class Captured:
             TypeError: The targets are of another type.
             ValueError: They do not fit, or nothing was kept to go back through (`graph=False`).
         """
-        if not self.logits.requires_grad:
-            raise ValueError("gradients need what capture(..., graph=True) keeps, got a capture without a graph")
-        batch, classes = self.logits.shape
-        wanted = _checks.class_indices(
-            "targets", targets, batch=batch, num_classes=classes, device=self.logits.device
-        ).reshape(batch, -1)
-        # One text's logit does not depend on another's tokens: the sum's gradient is that of each.
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            total = self.logits.gather(1, wanted.clone()).sum()
-        return torch.autograd.grad(total, list(of), retain_graph=True, materialize_grads=True)
+        return target_gradients(self.logits, targets, of)
 
 
 def capture(model: nn.Module, inputs: Mapping[str, Tensor], *, graph: bool = True) -> Captured:

@@ -20,6 +20,7 @@ from mhex_core.attention.gradients import (
     gmar,
     grad_sam,
     head_importance,
+    target_gradients,
 )
 from mhex_core.attention.rollout import attention_received, attention_rollout
 from mhex_core.attention.shapley import (
@@ -47,4 +48,5 @@ __all__ = [
     "shapley_enumerated",
     "shapley_sampled",
     "shapley_values",
+    "target_gradients",
 ]

@@ -21,6 +21,30 @@ from mhex_core.attention._layers import pairs_of, real_tokens, slopes_of, weight
 from mhex_core.attention.rollout import attention_rollout, received
 
 
+def target_gradients(logits: Tensor, targets: Tensor, of: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradients of each sample's target logit, by one backward pass; the graph is kept.
+
+    Args:
+        logits: (B, K), with a graph. One sample's must not depend on another's tensors: the gradient of their sum is
+            then that of each.
+        targets: int64 (B,).
+        of: What is asked for. A tensor that no target depends on has the gradient 0.
+
+    Raises:
+        TypeError: The targets are of another type.
+        ValueError: They do not fit, or the logits have no graph.
+    """
+    logits = _checks.tensor("logits", logits, ndim=2)
+    if not logits.requires_grad:
+        raise ValueError("logits must have a graph, which capture(..., graph=True) keeps, got some without")
+    batch, classes = logits.shape
+    wanted = _checks.class_indices("targets", targets, batch=batch, num_classes=classes, device=logits.device)
+    # The targets, or the caller, may be of inference mode.
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        total = logits.gather(1, wanted.reshape(batch, -1 if batch else 1).clone()).sum()
+        return torch.autograd.grad(total, list(of), retain_graph=True, materialize_grads=True)
+
+
 def head_importance(
     gradients: Sequence[Tensor], *, norm: Literal["l1", "l2"] = "l1", mask: Tensor | None = None
 ) -> tuple[Tensor, ...]:
