@@ -21,7 +21,7 @@ class _PlainAddition(nn.Module):
 
     gated = False
 
-    def forward(self, shortcut: Tensor, branch: Tensor, *, prefix: int, reuse_branch: bool) -> tuple[Tensor, None]:
+    def forward(self, shortcut: Tensor, branch: Tensor, *, prefix: int = 0, reuse_branch: bool) -> tuple[Tensor, None]:
         del branch, prefix, reuse_branch
         return shortcut, None
 
@@ -35,7 +35,7 @@ class _GateOnly(nn.Module):
         super().__init__()
         self.gate = block.gate
 
-    def forward(self, shortcut: Tensor, branch: Tensor, *, prefix: int, reuse_branch: bool) -> tuple[Tensor, None]:
+    def forward(self, shortcut: Tensor, branch: Tensor, *, prefix: int = 0, reuse_branch: bool) -> tuple[Tensor, None]:
         del reuse_branch
         # The same operations in the same order as in MHEXBlock, so that predictions do not change by one bit.
         pooled = torch.relu(mean_over_positions(shortcut, prefix=prefix) + mean_over_positions(branch, prefix=prefix))

@@ -261,7 +261,8 @@ def call_block(
         prefix: How many of the first tokens the block does not average over.
         reuse_branch: Whether the sum may be written over `branch`.
     """
-    gated, output = block(shortcut, branch, prefix=prefix, reuse_branch=reuse_branch)
+    leading = {"prefix": prefix} if prefix else {}
+    gated, output = block(shortcut, branch, reuse_branch=reuse_branch, **leading)
     # A block whose activation is the sum has computed it already.
     if output is not None and getattr(block, "activation", None) == "sum":
         return output.activation, output
