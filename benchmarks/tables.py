@@ -324,7 +324,7 @@ def vit_speed() -> list[str]:
     for name, ways in record["methods"].items():
         batch, single, classify = (ways[way]["ms"] / 1000 for way in ("batch", "one by one", "classify"))
         found.append(f"| `{name}` | {batch:.2f} | {single:.2f} | {single / batch:.1f} | {classify:.2f} |")
-    shape = f"{_shape(record)}, {record['machine']['threads']} threads, medians of 5 turns"
+    shape = f"{_shape(record)}, {record['machine']['threads']} threads, medians of 3 turns"
     return [*found, "", f"{record['network']}; {shape}.", "", f"`{record['command']}`"]
 
 
@@ -337,7 +337,7 @@ def vit_cost() -> list[str]:
         classify = record["cost"][base.get(name, "plain: classify")]["ms"]
         ratio = f"{taken['ms'] / classify:.3f}" if "explain" in name else "-"
         found.append(f"| {name} | {taken['ms'] / 1000:.2f} | {ratio} |")
-    shape = f"{_shape(record)}, {record['machine']['threads']} threads, medians of 7 turns"
+    shape = f"{_shape(record)}, {record['machine']['threads']} threads, medians of 5 turns"
     return [*found, "", f"{record['network']}; {shape}.", "", f"`{record['command']}`"]
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
 import common
-from mhex_vision import RECIPES, MHEXClassifier, PlainClassifier, load_classifier, train
-from mhex_vision.comparison import compare
+from mhex_vision import RECIPES, MHEXClassifier, PlainClassifier, drawing, load_classifier, train
+from mhex_vision.comparison import compare, draw_examples
 from mhex_vision.concepts import concept_sensitivity
 from mhex_vision.data import load_data
 from mhex_vision.data.lesions import lesions_bundle
@@ -29,6 +29,7 @@ from mhex_vision.explainers import parse
 from timing import in_turns
 
 PROGRAM = "mhex-vision"
+IMAGES = common.RESULTS.parents[1] / "docs" / "images"
 BLOOD = "--data bloodmnist --root {data}/medmnist --no-download"
 VIT = "timm/vit_tiny_patch16_224:img_size=28,patch_size=4,depth=6"
 NETWORKS = {
@@ -141,6 +142,15 @@ def lesions_mhex(data: Path, work: Path) -> dict[str, Any]:  # noqa: ARG001
     return _on_lesions(work, "lesions-mhex", "mhex-lesions", "judge-lesions", methods, metrics, limit=256)
 
 
+def examples(data: Path, work: Path) -> dict[str, Any]:  # noqa: ARG001
+    """A picture: several methods on the same lesions, and where the lesions are."""
+    bundle, networks = _lesions(work)
+    methods = ("mhex", "mhex:beta=1", "mhex:attention=false", "cdam", "gmar", "generic-relevance", "attcat")
+    figure = draw_examples(networks["heads-lesions"], bundle.test, bundle, methods, samples=4)
+    drawing.save_figure(figure, IMAGES / "vits.png", dpi=110)
+    return {"methods": methods}
+
+
 def _on_lesions(
     work: Path, name: str, network: str, judge: str, methods: Sequence[str], metrics: Sequence[str], *, limit: int
 ) -> dict[str, Any]:
@@ -215,7 +225,7 @@ def speed(data: Path, work: Path) -> dict[str, Any]:  # noqa: ARG001
                 "classify": lambda: _classify(model, images),
             },
             device=device,
-            rounds=5,
+            rounds=3,
         )
         results[name] = {way: timing.record() for way, timing in timed.items()}
         print(name, {way: round(timing.median, 2) for way, timing in timed.items()}, flush=True)
@@ -230,7 +240,7 @@ def speed(data: Path, work: Path) -> dict[str, Any]:  # noqa: ARG001
             "mhex, heads on the plain network: explain": lambda: watching.explain(images, targets, keep_images=False),
         },
         device=device,
-        rounds=7,
+        rounds=5,
     )
     print({way: round(timing.median, 2) for way, timing in cost.items()}, flush=True)
     return {
@@ -397,6 +407,7 @@ FUNCTIONS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "lesions-judged": lesions_judged,
     "lesions-mhex": lesions_mhex,
     "accuracy": accuracy,
+    "examples": examples,
     "concepts": concepts,
     "speed": speed,
 }
