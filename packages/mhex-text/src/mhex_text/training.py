@@ -40,12 +40,7 @@ from mhex_text._library import quiet
 from mhex_text.accuracy import accuracies
 from mhex_text.batching import LengthGroups, TokenizedTexts
 from mhex_text.data import TextBundle
-from mhex_text.history import (
-    TextEpoch,
-    TextMetrics,
-    TextTrainingResult,
-    best_epoch,
-)
+from mhex_text.history import TextEpoch, TextMetrics, TextTrainingResult, best_epoch
 from mhex_text.modeling import MHEXForSequenceClassification
 from mhex_text.recipes import TextRecipe
 from mhex_text.run_files import (
