@@ -248,3 +248,17 @@ def test_flushed_denormals_do_not_spoil_large_maps(apart):
         "ours = saliency_maps([layer], [torch.ones(1, 1)], 0, size=4)\n"
         "torch.testing.assert_close(ours.flatten(), torch.arange(16.0) / 15, rtol=0, atol=1e-5)"
     )
+
+
+@pytest.mark.parametrize("channels", [3, 64, 509])
+@pytest.mark.parametrize("sharpness", ["hard", "soft"])
+def test_a_matrix_of_nothing_but_nan_stays_within_its_memory(apart, channels, sharpness):
+    apart(
+        f"layers = [torch.rand(2, {channels}, 4, 4) for _ in range(4)]\n"
+        f"matrices = [torch.full((3, {channels}), float('nan')) for _ in range(4)]\n"
+        f"options = SaliencyOptions(sharpness={sharpness!r})\n"
+        "for _ in range(20):\n"
+        "    maps = signed_maps(layers, matrices, 'all', options=options, backend='native')\n"
+        "    assert all(layer.isnan().all() for part in maps for layer in part)\n"
+        f"    saliency_maps(layers, matrices, 'all', size=9, beta=1.0, sharpness={sharpness!r}, backend='native')\n"
+    )

@@ -18,11 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
+from mhex_core.bulk import Engine
 from mhex_vision import Explanation, cli, commands
+from mhex_vision.bulk.model import Autocast
+from mhex_vision.bulk.storing import Storage
 from mhex_vision.config import Classifier, Objective
 from mhex_vision.surgery import Placement
 
-COMMANDS = ("train", "explain", "evaluate", "demo", "info")
+COMMANDS = ("train", "explain", "batch", "evaluate", "demo", "info")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
 MODULE = ("-m", "mhex_vision.cli")
 UNREADABLE = ("empty.png", "text.png", "nested/truncated.jpg")
@@ -119,7 +122,14 @@ def test_help_lists_the_commands_and_how_to_begin(capsys):
 
 @pytest.mark.parametrize(
     ("written_out", "meant"),
-    [(cli.PLACEMENTS, Placement), (cli.CLASSIFIERS, Classifier), (cli.OBJECTIVES, Objective)],
+    [
+        (cli.PLACEMENTS, Placement),
+        (cli.CLASSIFIERS, Classifier),
+        (cli.OBJECTIVES, Objective),
+        (cli.ENGINES, Engine),
+        (cli.STORAGES, Storage),
+        (cli.AUTOCAST, Autocast),
+    ],
 )
 def test_choices_are_those_of_the_library(written_out, meant):
     assert written_out == get_args(meant)

@@ -31,7 +31,8 @@ class Weights {
         by_class_(problem.target == nullptr || problem.classes <= problem.batch * problem.targets),
         rows_(by_class_ ? problem.classes : problem.batch * problem.targets),
         offsets_(problem.layers + 1, 0) {
-    for (int32_t l = 0; l < problem.layers; ++l) offsets_[l + 1] = offsets_[l] + problem.layer[l].channels + 2 * kTogether;
+    // A weight that is not a number counts with both signs, so a channel may stand there twice.
+    for (int32_t l = 0; l < problem.layers; ++l) offsets_[l + 1] = offsets_[l] + 2 * (problem.layer[l].channels + kTogether);
     channels_.reset(new int32_t[rows_ * width()]);
     weights_.reset(new Acc[rows_ * width()]);
     counts_.reset(new int32_t[rows_ * problem.layers * 2]);

@@ -105,10 +105,7 @@ def _explained(
     target: Tensor | None,
     shared: dict[str, Any],
 ) -> Explanation:
-    with ungraded(model), torch.no_grad():
-        chances = probabilities(model, all_logits(model, aligned(model, batch).inputs, len(batch))).cpu()
-    wanted = chances.argmax(dim=1) if target is None else target
-    scores = finished(name, method(model, batch, wanted), batch)
+    chances, wanted, scores = scored(model, batch, method, name, target)
     return Explanation.from_evidence(
         cast("Sequence[str]", batch.texts),
         offsets=batch.offsets,
@@ -120,6 +117,27 @@ def _explained(
         target=wanted,
         **shared,
     )
+
+
+def scored(
+    model: PreTrainedModel, batch: TokenBatch, method: TextExplainer, name: str, target: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Predict, and explain by a method.
+
+    Args:
+        model: The classifier.
+        batch: B texts.
+        method: The explainer.
+        name: What it is called, for messages.
+        target: int64 (B,) on the CPU, or None for the predicted classes.
+
+    Returns:
+        Probabilities (B, K), the classes explained (B,), scores (B, T).
+    """
+    with ungraded(model), torch.no_grad():
+        chances = probabilities(model, all_logits(model, aligned(model, batch).inputs, len(batch))).cpu()
+    wanted = chances.argmax(dim=1) if target is None else target
+    return chances, wanted, finished(name, method(model, batch, wanted), batch)
 
 
 def _own(

@@ -1,4 +1,4 @@
-"""The command line: train, explain, evaluate, demo, info.
+"""The command line: train, explain, batch, evaluate, demo, info.
 
 Exit status: 0 all done; 1 the command failed, one line on standard error says why; 2 the command line is wrong; 3 some
 texts could not be read, all others are done; 130 interrupted.
@@ -18,6 +18,9 @@ from mhex_text.recipes import RECIPES
 
 OBJECTIVES = ("layerwise", "joint")
 SPLITS = ("train", "validation", "test")
+# What `Engine` and `TextJob.autocast` allow; their modules import torch, and `--help` should not wait for that.
+ENGINES = ("embedded", "ray")
+AUTOCAST = ("bfloat16", "float16")
 
 SOME_UNREADABLE = 3
 INTERRUPTED = 130
@@ -28,6 +31,7 @@ _EXAMPLES = """examples:
   mhex-text train --data reviews.csv --encoder models/minilm --epochs 3 --out runs/reviews
   mhex-text explain --checkpoint runs/news --text "Stocks fall as oil climbs"
   mhex-text explain --checkpoint runs/news --input articles.jsonl --out explained
+  mhex-text batch --checkpoint runs/news --input archive/ --out archive-explained
   mhex-text explain --checkpoint runs/judge --method cdam:mode=smooth --text "Stocks fall as oil climbs"
   mhex-text train --data ag_news --encoder distilbert-base-uncased --plain --seed 1 --out runs/judge
   mhex-text evaluate --checkpoint runs/news --judge runs/judge --data ag_news --limit 512 --out measured
@@ -71,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_explain(commands)
+    _add_batch(commands)
     _add_evaluate(commands)
     _add_demo(commands)
     _add_info(commands)
@@ -96,6 +101,17 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
 def _add_columns(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--text-column", metavar="NAME", help="the column of the texts (default: found by its name)")
     group.add_argument("--pair-column", metavar="NAME", help="the column of second texts (default: found by its name)")
+
+
+def _add_own(command: argparse.ArgumentParser) -> None:
+    own = command.add_argument_group("of --method mhex")
+    own.add_argument(
+        "--layers", default="3", metavar="N|all|A,B", help="the first N blocks, all, or their places (default: 3)"
+    )
+    own.add_argument("--beta", type=float, default=1.0, metavar="X", help="weight of negative evidence (default: 1)")
+    own.add_argument(
+        "--attention", action="store_true", help="multiply evidence by the attention that a token receives"
+    )
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -174,16 +190,57 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="mhex, the classifier's own evidence, or one of those that `evaluate --help` lists, such as cdam, "
         "gmar or attention-shapley:game=cls, also for classifiers without blocks (default: mhex)",
     )
-    own = explain.add_argument_group("of --method mhex")
-    own.add_argument(
-        "--layers", default="3", metavar="N|all|A,B", help="the first N blocks, all, or their places (default: 3)"
-    )
-    own.add_argument("--beta", type=float, default=1.0, metavar="X", help="weight of negative evidence (default: 1)")
-    own.add_argument(
-        "--attention", action="store_true", help="multiply evidence by the attention that a token receives"
-    )
+    _add_own(explain)
     explain.add_argument("--max-length", type=int, metavar="N", help="tokens of a text (default: what the model takes)")
     explain.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+
+
+def _add_batch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    batch = commands.add_parser(
+        "batch",
+        help="explain archives of millions of texts",
+        description="Explain many texts into Parquet files of predictions and token scores, a manifest, and a table\n"
+        "of what could not be read. What was stopped, or killed, goes on when repeated. Every value is the\n"
+        "same whatever --batch-size, --workers, --lanes and --engine are.",
+        epilog="methods:\n  mhex, the classifier's own evidence, or one of those that `evaluate --help` lists",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    batch.set_defaults(run=_batch, when_interrupted="; the same command goes on with what is missing")
+    data = batch.add_argument_group("texts")
+    data.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        metavar="FILE|FOLDER",
+        help="a .txt file with one text per line, a CSV, JSON Lines or Parquet file, or a folder of files of one kind",
+    )
+    _add_columns(data)
+    data.add_argument("--id-column", metavar="NAME", help="what names the texts (default: their file and line)")
+    scores = batch.add_argument_group("scores")
+    scores.add_argument("--checkpoint", required=True, metavar="RUN", help="a folder from `train`, or a hub repository")
+    scores.add_argument("--target", metavar="CLASS", help="name or number of the class to explain (default: predicted)")
+    scores.add_argument(
+        "--method",
+        default="mhex",
+        metavar="NAME[:OPTIONS]",
+        help="another method, with options after a colon (default: mhex)",
+    )
+    _add_own(batch)
+    scores.add_argument("--max-length", type=int, metavar="N", help="tokens of a text (default: what the model takes)")
+    scores.add_argument("--no-text", action="store_true", help="store no texts, only where their tokens lie")
+    running = batch.add_argument_group("running")
+    running.add_argument("--autocast", choices=AUTOCAST, help="mixed precision; it changes values (default: none)")
+    running.add_argument("--compile", action="store_true", help="torch.compile the network; it changes last bits")
+    running.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    running.add_argument("--shard-size", type=int, metavar="N", help="texts of a file (default: 4096)")
+    running.add_argument("--workers", type=int, metavar="N", help="processes that read (default: by the machine)")
+    running.add_argument(
+        "--lanes", type=int, metavar="N", help="batches explained at once on a CPU (default: one per processor)"
+    )
+    running.add_argument("--engine", choices=ENGINES, help="this process, or Ray (default: embedded)")
+    running.add_argument("--address", metavar="ADDR", help="of a Ray cluster that is there, such as auto; implies ray")
+    running.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    running.add_argument("--overwrite", action="store_true", help="replace another run in that folder")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -252,6 +309,16 @@ def _explain(options: argparse.Namespace) -> int:
 
     _one_line_warnings()
     return SOME_UNREADABLE if explain(options, _say, _complain) else 0
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from mhex_text.bulk.command import batch
+
+    _one_line_warnings()
+    summary = batch(options, _say, _complain)
+    if summary.interrupted:
+        return INTERRUPTED
+    return SOME_UNREADABLE if summary.rejected else 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:

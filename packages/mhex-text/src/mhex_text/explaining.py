@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -124,38 +124,86 @@ def _explained(
     def padded(values: list[list[Any]], filler: Any) -> list[list[Any]]:
         return [row + [filler] * (longest - len(row)) for row in values]
 
-    real = torch.tensor(padded([[1] * len(row) for row in rows], 0), device=device)
-    showing: AbstractContextManager[dict[int, Tensor]] = attention_shown(model) if attention else nullcontext({})
-    with showing as seen:
-        output = model(
-            input_ids=torch.tensor(padded([row.ids for row in rows], _padding_id(model)), device=device),
-            attention_mask=real,
-            token_type_ids=torch.tensor(padded([row.types for row in rows], 0), device=device),
-            output_activations=True,
-            return_dict=True,
-        )
-    logits = output.logits.float()
-    probabilities = logits.sigmoid() if model.config.multi_label else logits.softmax(dim=1)
-    wanted = probabilities.argmax(dim=1) if target is None else target.to(device)
-    # Tokens are the positions of a map one pixel wide, and their channels lie next to each other, as kernels like it.
-    columns = [layer.transpose(1, 2).unsqueeze(-1) for layer in output.activations]
-    evidence = signed_maps(columns, matrices, wanted, options=options)
-    positive, negative = ([layer.squeeze(-1) for layer in part] for part in evidence)
-    if attention:
-        received = attention_received([seen[index].float() for index in sorted(seen)], mask=real)
-        positive, negative = ([layer * received for layer in part] for part in (positive, negative))
+    found = evidence(
+        model,
+        matrices,
+        {
+            "input_ids": torch.tensor(padded([row.ids for row in rows], padding_id(model)), device=device),
+            "attention_mask": torch.tensor(padded([[1] * len(row) for row in rows], 0), device=device),
+            "token_type_ids": torch.tensor(padded([row.types for row in rows], 0), device=device),
+        },
+        target,
+        options,
+        attention=attention,
+    )
     made = Explanation.from_evidence(
         cast("Sequence[str]", texts),
         offsets=padded([row.offsets for row in rows], (0, 0)),
         word_ids=padded([row.words for row in rows], None),
         sequence_ids=padded([row.parts for row in rows], None),
-        positive=positive,
-        negative=negative,
-        probabilities=probabilities,
-        target=wanted,
+        positive=found.positive,
+        negative=found.negative,
+        probabilities=found.probabilities,
+        target=found.target,
         **shared,
     )
     return list(made)
+
+
+class Evidence(NamedTuple):
+    """What one forward pass says, on the model's device.
+
+    Attributes:
+        probabilities: (B, K), float32.
+        target: int64 (B,), the class explained.
+        positive: L tensors (B, T), evidence for it, before beta and the layer weights.
+        negative: The same for evidence against it; values carry their sign.
+    """
+
+    probabilities: Tensor
+    target: Tensor
+    positive: Sequence[Tensor]
+    negative: Sequence[Tensor]
+
+
+def evidence(
+    model: MHEXForSequenceClassification,
+    matrices: tuple[Tensor, ...],
+    inputs: dict[str, Tensor],
+    target: Tensor | None,
+    options: SaliencyOptions,
+    *,
+    attention: bool,
+    autocast: torch.dtype | None = None,
+) -> Evidence:
+    """Predict, and read the evidence of every token: one forward pass.
+
+    Args:
+        model: In evaluation mode.
+        matrices: Its equivalent matrices, L tensors (K, C).
+        inputs: What it takes, each (B, T), on its device; with the mask.
+        target: (B,), or None for the predicted classes.
+        options: Of the evidence.
+        attention: Whether it is multiplied by the attention that a token receives; no other thread may use the model
+            meanwhile.
+        autocast: The type that the forward pass computes in where that is safe; None leaves it to the caller.
+    """
+    showing: AbstractContextManager[dict[int, Tensor]] = attention_shown(model) if attention else nullcontext({})
+    kind = inputs["input_ids"].device.type
+    casting = nullcontext() if autocast is None else torch.autocast(kind, dtype=autocast)
+    with showing as seen, casting:
+        output = model(**inputs, output_activations=True, return_dict=True)
+    logits = output.logits.float()
+    probabilities = logits.sigmoid() if model.config.multi_label else logits.softmax(dim=1)
+    wanted = probabilities.argmax(dim=1) if target is None else target.to(logits.device)
+    # Tokens are the positions of a map one pixel wide, and their channels lie next to each other, as kernels like it.
+    columns = [layer.transpose(1, 2).unsqueeze(-1) for layer in output.activations]
+    maps = signed_maps(columns, matrices, wanted, options=options)
+    positive, negative = ([layer.squeeze(-1) for layer in part] for part in maps)
+    if attention:
+        received = attention_received([seen[index].float() for index in sorted(seen)], mask=inputs["attention_mask"])
+        positive, negative = ([layer * received for layer in part] for part in (positive, negative))
+    return Evidence(probabilities, wanted, positive, negative)
 
 
 def layer_names(model: MHEXForSequenceClassification) -> tuple[str, ...]:
@@ -165,7 +213,12 @@ def layer_names(model: MHEXForSequenceClassification) -> tuple[str, ...]:
 
 def class_names(model: PreTrainedModel) -> tuple[str, ...]:
     """The names of the K classes."""
-    named: dict[Any, Any] = model.config.id2label or {}
+    return names_in(model.config)
+
+
+def names_in(config: Any) -> tuple[str, ...]:
+    """The names of the K classes that a classifier's configuration holds."""
+    named: dict[Any, Any] = config.id2label or {}
     return tuple(str(named[index]) for index in range(len(named)))
 
 
@@ -228,13 +281,18 @@ def _tokenized(tokenizer: Any, texts: list[str] | list[tuple[str, str]], max_len
 
 def most_tokens(model: PreTrainedModel, tokenizer: Any, max_length: int | None) -> int | None:
     """How many tokens a text may have: what was asked for, within what tokenizer and encoder take."""
+    return most_tokens_of(model.config, tokenizer, max_length)
+
+
+def most_tokens_of(config: Any, tokenizer: Any, max_length: int | None) -> int | None:
+    """`most_tokens` by a classifier's configuration."""
     limits = []
     if max_length is not None:
         limits.append(_checks.positive_int("max_length", max_length))
     told = getattr(tokenizer, "model_max_length", None)
     if isinstance(told, int) and told < _NO_LIMIT:
         limits.append(told)
-    config = getattr(model.config, "encoder", model.config)
+    config = getattr(config, "encoder", config)
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
         # RoBERTa and its kin begin to count positions behind the padding's number.
@@ -260,7 +318,8 @@ def targets_of(target: object, count: int, num_classes: int) -> Tensor | None:
     return indices
 
 
-def _padding_id(model: MHEXForSequenceClassification) -> int:
+def padding_id(model: MHEXForSequenceClassification) -> int:
+    """The number of the encoder's padding token."""
     found = getattr(model.config.encoder, "pad_token_id", None)
     return found if isinstance(found, int) else 0
 

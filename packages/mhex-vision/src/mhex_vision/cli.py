@@ -1,4 +1,4 @@
-"""The command line: train, explain, evaluate, demo, info.
+"""The command line: train, explain, batch, evaluate, demo, info.
 
 Exit status: 0 all done; 1 the command failed, one line on standard error says why; 2 the command line is wrong; 3 some
 images could not be read, all others are done; 130 interrupted.
@@ -15,11 +15,14 @@ from typing import NoReturn
 
 from mhex_vision.recipes import RECIPES
 
-# What `Placement`, `Classifier` and `Objective` allow, written out because their modules import torch, and `--help`
-# should not wait for that.
+# What `Placement`, `Classifier`, `Objective`, `Engine`, `Storage` and `Autocast` allow, written out because their
+# modules import torch, and `--help` should not wait for that.
 PLACEMENTS = ("all", "downsample", "stage")
 CLASSIFIERS = ("drop", "keep")
 OBJECTIVES = ("layerwise", "joint")
+ENGINES = ("embedded", "ray")
+STORAGES = ("uint8", "float16")
+AUTOCAST = ("bfloat16", "float16")
 
 SPLITS = ("train", "validation", "test")
 
@@ -31,6 +34,7 @@ _EXAMPLES = """examples:
   mhex-vision train --data bloodmnist --root DIR --backbone resnet18 --epochs 20 --out runs/blood
   mhex-vision train --data photos/ --backbone resnet50 --weights DEFAULT --recipe imagenet-finetune --out runs/photos
   mhex-vision explain --checkpoint runs/blood --input images/ --out explained
+  mhex-vision batch --checkpoint runs/blood --input "shards/{000..099}.tar" --out archive --resolution native
   mhex-vision train --data bloodmnist --plain --backbone resnet34 --seed 1 --out runs/judge
   mhex-vision evaluate --checkpoint runs/blood --judge runs/judge --data bloodmnist --out measured
 """
@@ -79,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_explain(commands)
+    _add_batch(commands)
     _add_evaluate(commands)
     _add_demo(commands)
     _add_info(commands)
@@ -165,6 +170,67 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     explain.add_argument("--maps", action="store_true", help="also write each batch's maps as an .npz explanation")
 
 
+def _add_batch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    batch = commands.add_parser(
+        "batch",
+        help="explain archives of millions of images",
+        description="Explain many images into Parquet files of predictions and maps, a manifest, and a table of what\n"
+        "could not be read. What was stopped, or killed, goes on when repeated. Every value is the same\n"
+        "whatever --batch-size, --workers, --lanes and --engine are.",
+        epilog=_METHODS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    batch.set_defaults(run=_batch, when_interrupted="; the same command goes on with what is missing")
+    data = batch.add_argument_group("images")
+    data.add_argument(
+        "--input",
+        required=True,
+        metavar="X",
+        help="an image, a folder of images, tar or Parquet files, one such file, a pattern such as "
+        "'shard-{000..012}.tar', a .txt list of paths, or the name of a 2-D MedMNIST set",
+    )
+    data.add_argument("--split", choices=SPLITS, default="test", help="of a MedMNIST set (default: test)")
+    data.add_argument("--root", type=Path, metavar="DIR", help="where MedMNIST files lie or are downloaded to")
+    data.add_argument("--no-download", action="store_true", help="use only MedMNIST files that are already there")
+    data.add_argument("--size", type=int, metavar="PX", help="of a MedMNIST set (default: by the network's)")
+    data.add_argument("--image-column", metavar="NAME", help="of Parquet files (default: found by its name)")
+    data.add_argument(
+        "--id-column", metavar="NAME", help="of Parquet files: what names the images (default: their row)"
+    )
+    maps = batch.add_argument_group("maps")
+    maps.add_argument("--checkpoint", required=True, metavar="RUN", help="a folder from `train`, or a hub repository")
+    maps.add_argument("--target", metavar="CLASS", help="name or number of the class to explain (default: predicted)")
+    maps.add_argument(
+        "--method", default="mhex", metavar="NAME", help="another method, with options after a colon (default: mhex)"
+    )
+    maps.add_argument(
+        "--beta", type=float, metavar="X", help="weight of negative evidence in the classifier's own maps (default: 0)"
+    )
+    maps.add_argument(
+        "--resolution",
+        default="full",
+        metavar="full|native|PX",
+        help="full: as the network sees images; native: the finest block's map, far smaller; or a side (default: full)",
+    )
+    maps.add_argument("--dtype", choices=STORAGES, default="uint8", help="of stored maps (default: uint8)")
+    maps.add_argument("--overlays", action="store_true", help="also store a JPEG of each map on its image")
+    running = batch.add_argument_group("running")
+    running.add_argument("--autocast", choices=AUTOCAST, help="mixed precision; it changes values (default: none)")
+    running.add_argument("--compile", action="store_true", help="torch.compile the network; it changes last bits")
+    running.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    running.add_argument(
+        "--shard-size", type=int, metavar="N", help="images of an output file (default: by their size)"
+    )
+    running.add_argument("--workers", type=int, metavar="N", help="processes that read (default: by the machine)")
+    running.add_argument(
+        "--lanes", type=int, metavar="N", help="batches explained at once on a CPU (default: one per processor)"
+    )
+    running.add_argument("--engine", choices=ENGINES, help="this process, or Ray (default: embedded)")
+    running.add_argument("--address", metavar="ADDR", help="of a Ray cluster that is there, such as auto; implies ray")
+    running.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    running.add_argument("--overwrite", action="store_true", help="replace another run in that folder")
+
+
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     evaluate = commands.add_parser(
         "evaluate",
@@ -241,6 +307,16 @@ def _explain(options: argparse.Namespace) -> int:
 
     _one_line_warnings()
     return SOME_UNREADABLE if explain(options, _say, _complain) else 0
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from mhex_vision.bulk.command import batch
+
+    _one_line_warnings()
+    summary = batch(options, _say, _complain)
+    if summary.interrupted:
+        return INTERRUPTED
+    return SOME_UNREADABLE if summary.rejected else 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -1,0 +1,82 @@
+"""The file that says what a run is, and the table of what it could not read."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mhex_core.bulk.job import BulkJob
+from mhex_core.bulk.plan import DATA_FOLDER, MANIFEST_FILE, REJECTED_FILE, RunPlan
+from mhex_core.bulk.shards import Reject, ShardRecord, full_schema
+from mhex_core.files import write_atomically
+
+FORMAT = "mhex-bulk"
+FORMAT_VERSION = 1
+
+
+def read_manifest(out: Path) -> dict[str, Any] | None:
+    """What the manifest says, or None if there is none.
+
+    Raises:
+        ValueError: The file is something else.
+    """
+    path = out / MANIFEST_FILE
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["format"] != FORMAT or found["version"] != FORMAT_VERSION:
+            raise ValueError(f"format {found['format']!r}, version {found['version']!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no manifest of such a run ({error}); choose another folder") from error
+    return dict(found)
+
+
+def write_manifest(
+    job: BulkJob, out: Path, shard_size: int, plan: RunPlan | None, done: Mapping[int, ShardRecord]
+) -> None:
+    """Write the manifest. Two runs over the same inputs write the same bytes."""
+    records = [done[number] for number in sorted(done)]
+    text = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "program": job.program,
+        "complete": plan is not None and len(records) == plan.shards(),
+        "settings": dict(job.settings),
+        "about": dict(job.about),
+        "shard_size": shard_size,
+        "inputs": None if plan is None else plan.inputs,
+        "digest": None if plan is None else plan.digest,
+        "rows": sum(record.rows for record in records),
+        "rejected": sum(record.rejected for record in records),
+        "columns": {field.name: str(field.type) for field in full_schema(job.schema)},
+        "shards": [
+            {
+                "file": f"{DATA_FOLDER}/{plan.path(record.number).name}",
+                "rows": record.rows,
+                "rejected": record.rejected,
+                "bytes": record.bytes,
+            }
+            for record in records
+            if plan is not None
+        ],
+    }
+    write_atomically(
+        out / MANIFEST_FILE,
+        lambda path: path.write_text(json.dumps(text, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"),
+    )
+
+
+def write_rejected(out: Path, rejects: Iterable[Reject]) -> None:
+    """Write the table of inputs that could not be read."""
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["index", "id", "source", "reason"])
+            table.writerows([reject.index, reject.id, reject.source, reject.reason] for reject in rejects)
+
+    write_atomically(out / REJECTED_FILE, write)

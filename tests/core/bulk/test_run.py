@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+from dataclasses import replace
+
+import pyarrow.dataset
+import pytest
+import torch
+
+from mhex_core.bulk import BulkOptions, run, told
+from mhex_core.bulk import pipeline as pipelines
+from mhex_core.bulk.job import BATCH_STEP, join, pad, padded_rows, pick
+from mhex_core.bulk.progress import Progress
+
+from .jobs import NumberJob, write_inputs
+
+COUNT = 330
+BAD = (0, 5, 64, 65, 66, 329)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("numbers") / "in", COUNT, damaged=BAD)
+
+
+@pytest.fixture
+def job(inputs):
+    return NumberJob(inputs)
+
+
+def options(**changes):
+    return BulkOptions(**{"workers": 0, "shard_size": 100, "lanes": 2} | changes)
+
+
+def fingerprint(out):
+    """Every visible file of a run, to the byte."""
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(inputs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run(NumberJob(inputs), out, options=options())
+    return fingerprint(out)
+
+
+def test_every_input_has_a_row_or_a_reason(job, tmp_path):
+    lines = []
+    summary = run(job, tmp_path / "out", options=options(), say=lines.append)
+    assert (summary.inputs, summary.rows, summary.rejected) == (COUNT, COUNT - len(BAD), len(BAD))
+    assert (summary.done_before, summary.interrupted) == (0, False)
+    assert summary.rate > 0
+    table = pyarrow.dataset.dataset(tmp_path / "out" / "data").to_table()
+    assert table["index"].to_pylist() == [n for n in range(COUNT) if n not in BAD]
+    assert table["id"].to_pylist()[0] == "00001"
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["complete"]
+    assert (manifest["rows"], manifest["rejected"], manifest["shard_size"]) == (summary.rows, len(BAD), 100)
+    assert [shard["rows"] for shard in manifest["shards"]] == [95, 100, 100, 29]
+    rejected = (tmp_path / "out" / "rejected.csv").read_text().splitlines()
+    assert rejected[0] == "index,id,source,reason"
+    assert [line.split(",")[0] for line in rejected[1:]] == [str(n) for n in BAD]
+    assert rejected[1].endswith("not a number: seven")
+    assert lines[0] == "330 inputs"
+    assert told(summary, "numbers")[0].startswith("explained 324 of 330 inputs, 6 could not be read; ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 1},
+        {"batch_size": 7},
+        {"batch_size": 300},
+        {"workers": 1},
+        {"workers": 3, "lanes": 4},
+        {"lanes": 1},
+    ],
+    ids=str,
+)
+def test_the_files_do_not_depend_on_how_it_is_done(job, tmp_path, whole, changes):
+    out = tmp_path / "out"
+    run(job, out, options=options(**changes))
+    assert fingerprint(out) == whole
+
+
+def test_groups_change_who_meets_whom_and_nothing_else(job, tmp_path, whole):
+    out, again = tmp_path / "out", tmp_path / "again"
+    run(replace(job, as_text=True), out, options=options(batch_size=32))
+    run(replace(job, as_text=True), again, options=options(batch_size=5, workers=1))
+    assert fingerprint(out) == fingerprint(again)
+    tables = [pyarrow.dataset.dataset(folder / "data").to_table() for folder in (out, again)]
+    assert tables[0]["index"].to_pylist() == [n for n in range(COUNT) if n not in BAD]
+    assert tables[0].equals(tables[1])
+
+
+def test_a_run_that_is_done_does_nothing(job, tmp_path, whole):
+    out = tmp_path / "out"
+    run(job, out, options=options())
+    summary = run(replace(job, fail_at=1), out, options=options(shard_size=None))
+    assert (summary.done_before, summary.rows, summary.rate) == (COUNT, 324, 0.0)
+    assert fingerprint(out) == whole
+
+
+def test_what_is_missing_or_damaged_is_made_again(job, tmp_path, whole):
+    out, lines = tmp_path / "out", []
+    run(job, out, options=options())
+    (out / "data" / "part-000001.parquet").unlink()
+    (out / "data" / "part-000003.parquet").write_bytes(b"PAR1")
+    (out / "data" / ".part-000001.parquet.0123456789ab").touch()
+    (out / "rejected.csv").unlink()
+    summary = run(job, out, options=options(), complain=lines.append)
+    assert summary.done_before == 200
+    assert fingerprint(out) == whole
+    assert lines == [f"{out}/data/part-000003.parquet is damaged and is made anew"]
+
+
+def test_inputs_that_come_later_do_not_move_the_others(job, inputs, tmp_path, whole):
+    out, own = tmp_path / "out", tmp_path / "in"
+    shutil.copytree(inputs, own)
+    run(replace(job, folder=own), out, options=options())
+    first = fingerprint(out)
+    (own / "00000a.txt").write_text("5")
+    (out / "data" / "part-000002.parquet").unlink()
+    run(replace(job, folder=own), out, options=options())
+    assert fingerprint(out) == first
+
+
+def test_a_model_that_raises_ends_the_run_and_loses_nothing(job, tmp_path, whole):
+    out = tmp_path / "out"
+    with pytest.raises(ArithmeticError, match="cannot explain 150"):
+        run(replace(job, fail_at=150), out, options=options())
+    assert not json.loads((out / "manifest.json").read_text())["complete"]
+    assert not [path for path in (out / "data").iterdir() if path.name.startswith(".")]
+    summary = run(job, out, options=options())
+    assert 0 < summary.done_before < COUNT
+    assert fingerprint(out) == whole
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mhex")]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_reader_that_raises_ends_the_run_with_its_own_words(job, tmp_path, workers, monkeypatch):
+    def raising(self, entries):
+        raise ValueError("the list lies")
+
+    monkeypatch.setattr(type(job.reader()), "__call__", raising)
+    with pytest.raises(ValueError, match=r"^the list lies$"):
+        run(job, tmp_path / "out", options=options(workers=workers))
+
+
+def test_a_process_that_reads_may_die(job, tmp_path, whole):
+    out = tmp_path / "out"
+    run(replace(job, die_at=250, die_once=tmp_path), out, options=options(workers=1))
+    assert (tmp_path / "died").exists()
+    assert fingerprint(out) == whole
+
+
+def test_but_not_for_ever(job, tmp_path):
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        run(replace(job, die_at=250), tmp_path / "out", options=options(workers=1))
+    assert sorted(path.name for path in (tmp_path / "out" / "data").glob("part*"))[:1] == ["part-000000.parquet"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_finishes_the_shard_in_hand(job, tmp_path, whole, number, monkeypatch):
+    out, lines = tmp_path / "out", []
+    take = Progress.shard_done
+
+    def taken(self, record):
+        take(self, record)
+        if not self.stopping:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Progress, "shard_done", taken)
+    before = signal.getsignal(number)
+    slow = replace(job, nap=0.003)
+    summary = run(slow, out, options=options(workers=1, batch_size=16), complain=lines.append)
+    monkeypatch.undo()
+    assert summary.interrupted
+    assert 0 < summary.rows + summary.rejected < COUNT
+    assert lines == ["stopping once the shards in hand are written; again to stop at once"]
+    assert told(summary, "numbers")[-1] == "the same numbers command goes on with what is left"
+    assert signal.getsignal(number) is before
+    run(job, out, options=options())
+    assert fingerprint(out) == whole
+
+
+def test_asked_twice_it_stops_at_once(job, tmp_path, whole):
+    out = tmp_path / "out"
+
+    def ask():
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    threading.Timer(0.3, ask).start()
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(job, nap=0.02), out, options=options())
+    assert not [path for path in (out / "data").iterdir() if path.name.startswith(".")]
+    run(job, out, options=options())
+    assert fingerprint(out) == whole
+
+
+# ------------------------------------------------------------------------------------------------------- the folder
+
+
+def test_another_run_is_not_overwritten_unless_asked(job, tmp_path, whole):
+    out = tmp_path / "out"
+    run(replace(job, as_text=True), out, options=options())
+    with pytest.raises(ValueError, match=r"holds a run with another as_text \(True, not False\)"):
+        run(job, out, options=options())
+    run(job, out, options=options(overwrite=True))
+    assert fingerprint(out) == whole
+
+
+def test_the_shard_size_stays(job, tmp_path):
+    run(job, tmp_path / "out", options=options())
+    with pytest.raises(ValueError, match=r"shard_size must be 100, with which the run in .* began, got 50"):
+        run(job, tmp_path / "out", options=options(shard_size=50))
+
+
+def test_a_folder_with_something_else_is_left_alone(job, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"must be empty or hold a run of this kind, got thesis\.tex in it"):
+            run(job, tmp_path, options=options(overwrite=overwrite))
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no manifest of such a run"):
+        run(job, tmp_path, options=options(overwrite=True))
+    assert (tmp_path / "thesis.tex").read_text() == "years"
+
+
+def test_a_list_that_was_changed_is_noticed(job, tmp_path):
+    run(job, tmp_path / "out", options=options())
+    other = tmp_path / "other"
+    run(replace(job, folder=write_inputs(tmp_path / "in", 10)), other, options=options())
+    shutil.copy(other / "inputs.arrow", tmp_path / "out" / "inputs.arrow")
+    with pytest.raises(ValueError, match="was changed since the run"):
+        run(job, tmp_path / "out", options=options())
+
+
+def test_nothing_to_explain_is_said(job, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="nothing to explain"):
+        run(replace(job, folder=tmp_path / "empty"), tmp_path / "out", options=options())
+
+
+def test_a_place_that_cannot_be_written_to_is_said_at_once(job, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write to .*file/out"):
+        run(job, tmp_path / "file" / "out", options=options())
+
+
+def test_two_processes_do_not_write_to_one_folder(job, tmp_path, python):
+    out = tmp_path / "out"
+    run(job, out, options=options())
+    script = (
+        "import sys\nfrom mhex_core.bulk.driver import _held\nfrom pathlib import Path\n"
+        f"try:\n    with _held(Path({str(out)!r})): pass\nexcept OSError as error: print(error)"
+    )
+    from mhex_core.bulk.driver import _held
+
+    with _held(out):
+        done = python.run("-c", script)
+    assert done.stdout.strip() == f"{out} is being written to by another process"
+    assert python.run("-c", script).stdout == ""
+
+
+def test_too_little_space_is_said_after_the_first_shard(job, tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=2000)
+    monkeypatch.setattr("mhex_core.bulk.driver.shutil.disk_usage", lambda _: free)
+    with pytest.raises(OSError, match=r"has 2\.0 kB free, and the 230 inputs left will take about .* kB; make room"):
+        run(job, tmp_path / "out", options=options(lanes=1))
+    free = free._replace(free=10)
+    with pytest.raises(OSError, match=r"has 10 B free, and a shard of 100 rows will take about"):
+        run(job, tmp_path / "other", options=options())
+    assert not list((tmp_path / "other" / "data").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"workers": -1}, ValueError, "workers must be at least 0, got -1"),
+        ({"workers": 1.5}, TypeError, "workers must be an int or None, got float"),
+        ({"lanes": True}, TypeError, "lanes must be an int, got bool"),
+        ({"engine": "spark"}, ValueError, "engine must be one of 'embedded', 'ray', got 'spark'"),
+        ({"address": "auto"}, ValueError, "address must come with the engine 'ray', got 'embedded'"),
+        ({"overwrite": 1}, TypeError, "overwrite must be a bool, got int"),
+    ],
+)
+def test_wrong_options_are_named(changes, error, message):
+    with pytest.raises(error, match=message):
+        BulkOptions(**changes)
+
+
+# ----------------------------------------------------------------------------------------------------------- batches
+
+
+def test_values_are_filled_up_joined_and_picked():
+    values = torch.arange(6).reshape(3, 2)
+    assert pad(values, 5).tolist() == [[0, 1], [2, 3], [4, 5], [4, 5], [4, 5]]
+    assert pad(["a", "b"], 3) == ["a", "b", "b"]
+    assert pad(values, 3) is values
+    assert join([values, values]).shape == (6, 2)
+    assert join([["a"], ["b"]]) == ["a", "b"]
+    assert pick(values, [0, 2]).tolist() == [[0, 1], [4, 5]]
+    assert pick(values, [1, 2]).data_ptr() == values[1:].data_ptr()
+    assert pick(["a", "b", "c"], [2, 0]) == ["c", "a"]
+    assert [padded_rows(rows, 40, fixed=False) for rows in (1, BATCH_STEP, 17, 40)] == [16, 16, 32, 48]
+    assert [padded_rows(rows, 40, fixed=True) for rows in (1, 40)] == [48, 48]
+
+
+def test_a_model_that_cannot_be_shared_is_made_for_every_lane(job, tmp_path, monkeypatch):
+    made = []
+    plain = type(job).model
+
+    def model(self, device, *, batch_size):
+        one = plain(self, device, batch_size=batch_size)
+        one.shared = False
+        made.append((one, batch_size, torch.get_num_threads()))
+        return one
+
+    monkeypatch.setattr(type(job), "model", model)
+    run(job, tmp_path / "out", options=options(lanes=3, batch_size=20))
+    assert len(made) == len({id(one) for one, _, _ in made}) == 3
+    assert {size for _, size, _ in made} == {32}
+    assert {threads for _, _, threads in made} == {1}
+
+
+def test_batches_wait_while_lanes_are_busy(job, tmp_path, monkeypatch):
+    """What is read and not yet explained, or explained and not yet written, is bounded."""
+    most = 0
+    under_way = 0
+    lock = threading.Lock()
+    explain = pipelines._Lanes.explain
+    add = pipelines.ShardWriter.add
+
+    def counted(self, values):
+        nonlocal most, under_way
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        return explain(self, values)
+
+    def written(self, *arguments, **named):
+        nonlocal under_way
+        with lock:
+            under_way -= 1
+        return add(self, *arguments, **named)
+
+    monkeypatch.setattr(pipelines._Lanes, "explain", counted)
+    monkeypatch.setattr(pipelines.ShardWriter, "add", written)
+    run(replace(job, think=0.01), tmp_path / "out", options=options(batch_size=4, lanes=2))
+    assert most <= 2 * 2 + 2 + 1  # a slot is given back just before its rows are added
