@@ -55,6 +55,18 @@ def write(name: str, record: dict[str, Any]) -> Path:
     return path
 
 
+def result(name: str) -> dict[str, Any]:
+    """A result that was written."""
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return record
+
+
+def shape(record: dict[str, Any]) -> str:
+    """The machine of a result in a few words."""
+    machine = record["machine"]
+    return f"{machine['cores']} cores, {machine['vector_instructions']}, torch {machine['torch']}"
+
+
 def run_step(program: str, command: str, folders: dict[str, str]) -> None:
     """Run `mhex-vision` or `mhex-text` with a command in which folders are named {so}, and stop where it fails."""
     print(f"{program} {command}", flush=True)

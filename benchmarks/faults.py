@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,9 +267,9 @@ def killed_reader(campaign: Campaign) -> None:
     campaign.note("kill -9 of a reader", survived="yes")
 
 
-def stopped(campaign: Campaign) -> None:
+def stopped(campaign: Campaign, numbers: Sequence[signal.Signals]) -> None:
     """Ctrl-C: the shard in hand is finished, status 130, and the same command goes on."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in numbers:
         out = campaign.work / "stopped"
         process = campaign.start(out)
         check(first_shard(out, process), "no shard was written")
@@ -318,10 +318,10 @@ def full_disk(campaign: Campaign) -> None:
     campaign.note("full disk", told_after=early, filled_after=late)
 
 
-def on_ray(campaign: Campaign, generator: random.Random, kills: int) -> None:
+def on_ray(campaign: Campaign, generator: random.Random, kinds: Sequence[str], kills: int) -> None:
     """The same bytes from Ray, also when its workers are killed."""
     out = campaign.work / "ray"
-    for kind in ("Read", "Explain"):
+    for kind in kinds:
         process = campaign.start(out, "--engine", "ray")
         check(first_shard(out, process), "no shard was written")
         victims = [pid for pid in descendants(process.pid) if command_line(pid).startswith(b"ray::")]
@@ -415,7 +415,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a minute of it; no result is written")
     options = parser.parse_args()
     if options.small:
-        options.images, options.kills = 640, 3
+        options.images, options.kills = 480, 2
     options.work.mkdir(parents=True, exist_ok=True)
     generator = random.Random(options.seed)
     campaign = Campaign(options.work.absolute(), options.images, 32)
@@ -426,13 +426,14 @@ def main() -> None:
         other_ways(campaign)
     killed_drivers(campaign, options.kills, generator)
     killed_reader(campaign)
-    stopped(campaign)
+    stopped(campaign, (signal.SIGINT,) if options.small else (signal.SIGINT, signal.SIGTERM))
     if can_mount(campaign.work):
         full_disk(campaign)
     else:
         print("--  full disk: no small file system can be made here", flush=True)
     if importlib.util.find_spec("ray") is not None:
-        on_ray(campaign, generator, 0 if options.small else 3)
+        kinds = ("Explain",) if options.small else ("Read", "Explain", "Conductor")
+        on_ray(campaign, generator, kinds, 0 if options.small else 3)
     else:
         print("--  Ray: not installed", flush=True)
     if not options.small:

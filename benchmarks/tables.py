@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import statistics
@@ -13,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import common
+import scale_tables
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 EXPLANATIONS = ROOT / "docs" / "results" / "explanations.md"
 TEXTS = ROOT / "docs" / "results" / "texts.md"
 VITS = ROOT / "docs" / "results" / "vits.md"
+SCALE = ROOT / "docs" / "scale.md"
 TITLES = {
     "sad": "SAD ↑",
     "avg_drop": "AVG Drop ↑",
@@ -123,7 +124,7 @@ def comparison(*names: str, of: str = "explanations", unit: str = "image") -> Ca
     def lines() -> list[str]:
         found: list[str] = []
         for name in names:
-            record = _result(f"{of}/{name}")
+            record = common.result(f"{of}/{name}")
             metrics = record["settings"]["metrics"]
             if not found:
                 titles = [_title(metric) for metric in metrics]
@@ -142,10 +143,10 @@ def comparison(*names: str, of: str = "explanations", unit: str = "image") -> Ca
                 milliseconds = 1000 * values[f"seconds_per_{unit}"]
                 shown = f"{milliseconds:.0f}" if milliseconds >= 10 else f"{milliseconds:.2g}"
                 found.append("| " + " | ".join([*row, shown]) + " |")
-        records = [_result(f"{of}/{name}") for name in names]
+        records = [common.result(f"{of}/{name}") for name in names]
         counts = sorted({record["settings"]["compared"] for record in records})
         commands = _listed([f"`{record['command']}`" for record in records])
-        return [*found, "", f"{' / '.join(map(str, counts))} {unit}s; {_shape(records[-1])}.", "", *commands]
+        return [*found, "", f"{' / '.join(map(str, counts))} {unit}s; {common.shape(records[-1])}.", "", *commands]
 
     return lines
 
@@ -176,7 +177,7 @@ def _listed(commands: list[str]) -> list[str]:
 
 def sanity() -> list[str]:
     """What is left of a map while the network's weights go, layer by layer from the output."""
-    record = _result("explanations/sanity")
+    record = common.result("explanations/sanity")
     methods = record["methods"]
     layers = [step["layer"] for step in next(iter(methods.values()))["spearman"]]
     lines = [
@@ -189,23 +190,23 @@ def sanity() -> list[str]:
             for kinds in methods.values()
         ]
         lines.append(f"| {layer} | " + " | ".join(cells) + " |")
-    return [*lines, "", f"{record['images']} images; {_shape(record)}.", "", f"`{record['command']}`"]
+    return [*lines, "", f"{record['images']} images; {common.shape(record)}.", "", f"`{record['command']}`"]
 
 
 def labels() -> list[str]:
     """How alike the maps of a network are to those of its like, and of one that learnt shuffled labels."""
-    record = _result("explanations/labels")
+    record = common.result("explanations/labels")
     kinds = list(next(iter(record["spearman"].values())))
     lines = ["| method | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|"]
     for method, values in record["spearman"].items():
         lines.append(f"| `{method}` | " + " | ".join(f"{values[kind]:.2f}" for kind in kinds) + " |")
     loss = f"the loss of the shuffled one, the sum over eight heads, came down to {record['train_loss']:.2f}"
-    return [*lines, "", f"{record['images']} images; {loss}; {_shape(record)}.", "", f"`{record['command']}`"]
+    return [*lines, "", f"{record['images']} images; {loss}; {common.shape(record)}.", "", f"`{record['command']}`"]
 
 
 def cells() -> list[str]:
     """Accuracy on the own test images and on another camera's."""
-    record = _result("explanations/cells")
+    record = common.result("explanations/cells")
     lines = [
         "| network | test accuracy %, own camera | other camera | each head there, shallow to deep, % | called there |",
         "|---|---|---|---|---|",
@@ -217,7 +218,7 @@ def cells() -> list[str]:
         lines.append(
             f"| {network} | {100 * own['accuracy']:.1f} | {100 * other['accuracy']:.1f} | {heads} | {called} |"
         )
-    return [*lines, "", f"`{record['command']}` ({_shape(record)})"]
+    return [*lines, "", f"`{record['command']}` ({common.shape(record)})"]
 
 
 def _by_count(counts: dict[str, int]) -> list[tuple[str, int]]:
@@ -226,7 +227,7 @@ def _by_count(counts: dict[str, int]) -> list[tuple[str, int]]:
 
 def study() -> list[str]:
     """Collaboration of gate and supervision, and how much of a head's logit its map accounts for."""
-    record = _result("explanations/study")
+    record = common.result("explanations/study")
     gaps = record["completeness"]["median relative gap per head"]
     correlations = record["completeness"]["correlation of evidence and logit per head"]
     means = [f"{value:.2f}" for value in record["mean per block"]]
@@ -244,35 +245,36 @@ def study() -> list[str]:
         lines.append(
             f"| {title} | {pearson['r']:.3f} | {pearson['p']:.1e} | {record['mutual information, nats'][name]:.3f} |"
         )
-    return [*lines, "", f"{record['images']} images; {_shape(record)}.", "", f"`{record['command']}`"]
+    return [*lines, "", f"{record['images']} images; {common.shape(record)}.", "", f"`{record['command']}`"]
 
 
 def text_accuracy() -> list[str]:
     """Plain and with blocks, side by side."""
-    record = _result("texts/accuracy")
+    record = common.result("texts/accuracy")
     found = ["| classifier | test accuracy | each head alone, shallow to deep |", "|---|---|---|"]
     for name, run in record["runs"].items():
         test = run["test"]
         heads = ", ".join(f"{100 * accuracy:.1f}" for accuracy in test["head_accuracy"]) or "-"
         found.append(f"| {name} | {100 * test['accuracy']:.2f} % | {heads} |")
     commands = [f"`{run['command']}`" for run in record["runs"].values()]
-    return [*found, "", f"{_shape(record)}.", "", *_listed(commands)]
+    return [*found, "", f"{common.shape(record)}.", "", *_listed(commands)]
 
 
 def text_cost() -> list[str]:
     """What explaining costs."""
-    record = _result("texts/cost")
+    record = common.result("texts/cost")
     found = ["| | texts / s | times classifying |", "|---|---|---|"]
     for name, row in record["rows"].items():
         shown = f"{row['texts_per_s']:.1f}" if row["texts_per_s"] < 10 else f"{row['texts_per_s']:.0f}"
         times = row["times_classifying"]
         found.append(f"| {name} | {shown} | {times:.2f} |" if times < 10 else f"| {name} | {shown} | {times:.0f} |")
-    return [*found, "", f"{_shape(record)}, {record['machine']['threads']} threads.", "", f"`{record['command']}`"]
+    shape = f"{common.shape(record)}, {record['machine']['threads']} threads."
+    return [*found, "", shape, "", f"`{record['command']}`"]
 
 
 def text_smoothing() -> list[str]:
     """How alike tokens become."""
-    record = _result("texts/smoothing")
+    record = common.result("texts/smoothing")
     found = [
         "| block | mean cosine of a text's tokens in A_l | in the plain encoder's | deviation of the scores / mean "
         "size | r with the scores of block 1 |",
@@ -281,24 +283,24 @@ def text_smoothing() -> list[str]:
     names = ("likeness", "likeness_plain", "spread", "agreement_with_first")
     for number, values in enumerate(zip(*(record[name] for name in names), strict=True), 1):
         found.append(f"| {number} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
-    return [*found, "", f"{record['texts']} texts; {_shape(record)}.", "", f"`{record['command']}`"]
+    return [*found, "", f"{record['texts']} texts; {common.shape(record)}.", "", f"`{record['command']}`"]
 
 
 def vit_accuracy() -> list[str]:
     """The vision transformers and the judges."""
-    record = _result("vits/accuracy")
+    record = common.result("vits/accuracy")
     found = ["| network | test accuracy % | each head alone, shallow to deep, % |", "|---|---|---|"]
     for name, run in record["runs"].items():
         test = run["test"]
         heads = " ".join(f"{100 * accuracy:.1f}" for accuracy in test["head_accuracy"]) or "-"
         found.append(f"| {name} | {100 * test['accuracy']:.2f} | {heads} |")
     commands = list(dict.fromkeys(f"`{run['command']}`" for run in record["runs"].values()))
-    return [*found, "", f"{_shape(record)}.", "", *_listed(commands)]
+    return [*found, "", f"{common.shape(record)}.", "", *_listed(commands)]
 
 
 def vit_concepts() -> list[str]:
     """T-TCAV at the block where the concept is told best."""
-    record = _result("vits/concepts")
+    record = common.result("vits/concepts")
     found = [
         "| class | concept | block | T-TCAV | random concepts | held-out accuracy | random | p, Holm |",
         "|---|---|---|---|---|---|---|---|",
@@ -311,12 +313,12 @@ def vit_concepts() -> list[str]:
                 f"| {report['target']} | {row['concept']} | {row['layer']} | {shown} | {control:.2f} | "
                 f"{row['accuracy']:.2f} | {row['control_accuracy']:.2f} | {row['adjusted']:.2g} |"
             )
-    return [*found, "", f"{_shape(record)}.", "", f"`{record['command']}`"]
+    return [*found, "", f"{common.shape(record)}.", "", f"`{record['command']}`"]
 
 
 def vit_speed() -> list[str]:
     """A batch beside one image at a time."""
-    record = _result("vits/speed")
+    record = common.result("vits/speed")
     found = [
         "| method | batch of 32, s | one image at a time, s | times faster | classifying the batch, s |",
         "|---|---|---|---|---|",
@@ -324,20 +326,20 @@ def vit_speed() -> list[str]:
     for name, ways in record["methods"].items():
         batch, single, classify = (ways[way]["ms"] / 1000 for way in ("batch", "one by one", "classify"))
         found.append(f"| `{name}` | {batch:.2f} | {single:.2f} | {single / batch:.1f} | {classify:.2f} |")
-    shape = f"{_shape(record)}, {record['machine']['threads']} threads, medians of 3 turns"
+    shape = f"{common.shape(record)}, {record['machine']['threads']} threads, medians of 3 turns"
     return [*found, "", f"{record['network']}; {shape}.", "", f"`{record['command']}`"]
 
 
 def vit_cost() -> list[str]:
     """Explaining beside classifying."""
-    record = _result("vits/speed")
+    record = common.result("vits/speed")
     base = dict.fromkeys(("mhex: explain", "mhex, attention=False: explain"), "mhex: classify")
     found = ["| | s for 32 images | over classifying |", "|---|---|---|"]
     for name, taken in record["cost"].items():
         classify = record["cost"][base.get(name, "plain: classify")]["ms"]
         ratio = f"{taken['ms'] / classify:.3f}" if "explain" in name else "-"
         found.append(f"| {name} | {taken['ms'] / 1000:.2f} | {ratio} |")
-    shape = f"{_shape(record)}, {record['machine']['threads']} threads, medians of 5 turns"
+    shape = f"{common.shape(record)}, {record['machine']['threads']} threads, medians of 5 turns"
     return [*found, "", f"{record['network']}; {shape}.", "", f"`{record['command']}`"]
 
 
@@ -345,22 +347,12 @@ def _or_dash(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
-def _result(name: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((common.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return record
-
-
-def _shape(record: dict[str, Any]) -> str:
-    machine = record["machine"]
-    return f"{machine['cores']} cores, {machine['vector_instructions']}, torch {machine['torch']}"
-
-
 def of_result(name: str, table: Callable[[dict[str, Any]], list[str]]) -> Callable[[], list[str]]:
     """A table of the README with the command and the machine below it."""
 
     def lines() -> list[str]:
-        record = _result(name)
-        shape = _shape(record)
+        record = common.result(name)
+        shape = common.shape(record)
         if "runs" in record:
             shape += f", {len({run['seed'] for run in record['runs']})} seeds, mean ± deviation"
         else:
@@ -414,6 +406,14 @@ PAGES: dict[Path, dict[str, Callable[[], list[str]]]] = {
         "concepts": vit_concepts,
         "speed": vit_speed,
         "cost": vit_cost,
+    },
+    SCALE: {
+        "throughput": scale_tables.throughput,
+        "rival": scale_tables.rival,
+        "memory": scale_tables.memory,
+        "faults": scale_tables.faults,
+        "cost": scale_tables.cost,
+        "plan": scale_tables.plan,
     },
 }
 

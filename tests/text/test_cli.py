@@ -20,7 +20,7 @@ from mhex_text import Explanation, cli, commands
 
 from .encoders import make_tokenizer
 
-COMMANDS = ("train", "explain", "evaluate", "demo", "info")
+COMMANDS = ("train", "explain", "evaluate", "batch", "demo", "info")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
 MODULE = ("-m", "mhex_text.cli")
 WORDS = ["[MASK]", "good", "bad", "film", "plot", "the", "a", "of", "what", "and", "long", "short", "it", "was", "by"]

@@ -142,3 +142,17 @@ def test_a_shard_is_written_once(plan):
         shard.commit()
         with pytest.raises(RuntimeError, match="written already"):
             shard.commit()
+
+
+def test_numbers_in_lists_are_laid_out_for_their_kind(plan):
+    word = pa.struct([("text", pa.string()), ("start", pa.int32()), ("score", pa.float32())])
+    schema = pa.schema([("maps", pa.list_(pa.list_(pa.uint8()))), ("words", pa.list_(word)), ("one", pa.float32())])
+    assert dict(shards.encodings(schema)) == {
+        "maps.list.element.list.element": "DELTA_BINARY_PACKED",
+        "words.list.element.start": "DELTA_BINARY_PACKED",
+        "words.list.element.score": "BYTE_STREAM_SPLIT",
+    }
+    write(plan, [])
+    group = parquet.ParquetFile(plan.path(1)).metadata.row_group(0)
+    columns = {group.column(place).path_in_schema: group.column(place).encodings for place in range(group.num_columns)}
+    assert "DELTA_BINARY_PACKED" in columns["maps.list.element"]

@@ -7,6 +7,7 @@ images could not be read, all others are done; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -341,8 +342,9 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _say(line: str) -> None:
-    # Flushed: whoever pipes the output wants to see an epoch when it is done.
-    print(line, flush=True)
+    # Flushed: whoever pipes the output wants to see an epoch when it is done. Of several processes one speaks.
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
 
 
 def _complain(line: str) -> None:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -416,7 +417,9 @@ def _accelerator(precision: str) -> Accelerator:
     # The precision is kept for the whole process, and accelerate refuses another one; a run chooses for itself.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision)
+    # Without being told, accelerate leaves processes on CPUs alone: each would train by itself into one folder.
+    several_on_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+    return Accelerator(mixed_precision=precision, cpu=several_on_cpus)
 
 
 def _precision(recipe: Recipe) -> str:

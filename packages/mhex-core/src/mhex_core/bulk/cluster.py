@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mhex_core.bulk.cluster_stages import Conductor, Layout, Marks, first_line, look, versions
+from mhex_core.bulk.cluster_stages import Carried, Conductor, Layout, Marks, first_line, look, versions
 from mhex_core.bulk.job import BulkJob
 from mhex_core.bulk.options import BulkOptions
 from mhex_core.bulk.pipeline import cores
@@ -33,6 +33,7 @@ _TELLER = "ray_listen_error_messages"  # Ray's thread that prints whenever a pro
 _LOOK_SECONDS = 0.2  # between two looks whether to stop
 _KNOCK_SECONDS = 10.0
 _LANES_OF_A_PROCESS = 8  # more threads would wait for one another's Python
+_CONDUCTORS = 3  # of a run, one after the other
 _SAMPLED = 8  # shards whose files every node is asked for
 
 
@@ -64,15 +65,24 @@ def run_on_ray(job: BulkJob, plan: RunPlan, todo: Sequence[int], *, options: Bul
         with _connected(ray, options):
             nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
             layout = layout_of([node["Resources"] for node in nodes], options)
-            conductor = ray.remote(num_cpus=0)(Conductor).remote(
-                job, plan, list(todo), layout, options.batch_size, marks
-            )
-            try:
-                # While the conductor imports what it needs, so do processes that will read and explain.
-                _check_nodes(ray, nodes, marks, _sources(plan, todo))
-                _follow(ray, conductor, todo, marks, progress)
-            finally:
-                ray.kill(conductor)  # and with it what it started
+            missing = set(todo)
+            for more in reversed(range(_CONDUCTORS)):
+                conductor = ray.remote(num_cpus=0)(Conductor).remote(
+                    Carried(job), plan, sorted(missing), layout, options.batch_size, marks
+                )
+                try:
+                    # While the conductor imports what it needs, so do processes that will read and explain.
+                    _check_nodes(ray, nodes, marks, _sources(plan, sorted(missing)))
+                    _follow(ray, conductor, missing, marks, progress)
+                except ray.exceptions.RayActorError as error:
+                    # It was killed, and what it led ended with it. A shard that was written may be written again,
+                    # and comes out the same.
+                    if not more:
+                        raise RuntimeError(f"the Ray cluster failed: {first_line(error)}") from error
+                else:
+                    return
+                finally:
+                    ray.kill(conductor)  # and with it what it started
     finally:
         marks.remove()
 
@@ -112,9 +122,8 @@ def _ray() -> ModuleType:
         ) from error
 
 
-def _follow(ray: Any, conductor: Any, todo: Sequence[int], marks: Marks, progress: Progress) -> None:
-    """Hand on the records as they come, and the request to stop."""
-    missing = set(todo)
+def _follow(ray: Any, conductor: Any, missing: set[int], marks: Marks, progress: Progress) -> None:
+    """Hand on the records as they come, and the request to stop; what is done is missing no more."""
     told = False
     waiting = conductor.take.remote()
     while True:
@@ -125,6 +134,8 @@ def _follow(ray: Any, conductor: Any, todo: Sequence[int], marks: Marks, progres
             continue
         try:
             outcomes = ray.get(waiting)
+        except ray.exceptions.RayActorError:
+            raise
         except ray.exceptions.RayError as error:
             raise RuntimeError(f"the Ray cluster failed: {first_line(error)}") from error
         if not outcomes:
@@ -159,7 +170,7 @@ def _connected(ray: Any, options: BulkOptions) -> Iterator[None]:
                 else:
                     _knock(options.address)
                     ray.init(address=options.address, log_to_driver=False)
-            except (OSError, ValueError, RuntimeError) as error:
+            except Exception as error:  # Ray raises just that, too
                 where = "this machine" if options.address is None else repr(options.address)
                 raise ConnectionError(f"Ray cannot be reached or started at {where}: {first_line(error)}") from error
             finally:
@@ -229,21 +240,15 @@ class _Sieve:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """What a cluster that is started should inherit; the environment is as before afterwards."""
-    wanted = {
-        "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path),
-        "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
-    }
+    """Ray changes the environment; it is as before afterwards."""
 
     def touched() -> dict[str, str]:
         return {
-            name: value
-            for name, value in os.environ.items()
-            if name.startswith("RAY_") or name in wanted or name == "PYTHONBREAKPOINT"
+            name: value for name, value in os.environ.items() if name.startswith("RAY_") or name == "PYTHONBREAKPOINT"
         }
 
     before = touched()
-    os.environ.update(wanted)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         yield
     finally:

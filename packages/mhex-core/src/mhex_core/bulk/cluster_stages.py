@@ -10,6 +10,7 @@ import inspect
 import pickle  # between processes of one run; no file of a user's
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,6 +58,22 @@ class Layout:
     lanes: int
     on_gpu: bool
     readers: int
+
+
+class Carried:
+    """A job on its way to other processes, which look for its modules where this one does."""
+
+    def __init__(self, job: BulkJob) -> None:
+        self.job = job
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        paths = [str(Path(path).resolve()) for path in sys.path]
+        return _arrived, (paths, import_module("ray.cloudpickle").dumps(self.job))
+
+
+def _arrived(paths: list[str], job: bytes) -> Carried:
+    sys.path.extend(path for path in paths if path not in sys.path)
+    return Carried(pickle.loads(job))  # noqa: S301 - see above
 
 
 @dataclass(frozen=True)
@@ -123,8 +140,8 @@ class Marks:
 class ReadShards:
     """What reading tasks call: shard numbers in, what was read out, one row each."""
 
-    def __init__(self, job: BulkJob, plan: RunPlan, marks: Marks) -> None:
-        self._job, self._plan, self._marks = job, plan, marks
+    def __init__(self, carried: Carried, plan: RunPlan, marks: Marks) -> None:
+        self._carried, self._plan, self._marks = carried, plan, marks
         self._reader: Reader | None = None
 
     def __call__(self, numbers: pa.Table) -> pa.Table:
@@ -145,7 +162,7 @@ class ReadShards:
         try:
             if self._reader is None:
                 torch.set_num_threads(1)
-                self._reader = self._job.reader()
+                self._reader = self._carried.job.reader()
             read = _pack(self._reader(self._plan.entries(number)))
         except Exception as error:  # noqa: BLE001 - raised again where the run was begun
             read = sendable(error), nothing
@@ -156,7 +173,7 @@ class ReadShards:
 class ExplainShards:
     """The actor: holds the model, explains shards and writes them."""
 
-    def __init__(self, job: BulkJob, plan: RunPlan, marks: Marks, layout: Layout, batch_size: int) -> None:
+    def __init__(self, carried: Carried, plan: RunPlan, marks: Marks, layout: Layout, batch_size: int) -> None:
         self._plan, self._marks = plan, marks
         self._turn = threading.Lock()
         self._open = ExitStack()
@@ -167,7 +184,7 @@ class ExplainShards:
         try:
             self._pipeline = self._open.enter_context(
                 ShardPipeline(
-                    job,
+                    carried.job,
                     plan,
                     batch_size=batch_size,
                     lanes=layout.lanes,
@@ -214,10 +231,10 @@ class Conductor:
     """The actor that leads: runs Ray Data, in a process of its own, so that what Ray prints goes to Ray's logs."""
 
     def __init__(
-        self, job: BulkJob, plan: RunPlan, todo: Sequence[int], layout: Layout, batch_size: int, marks: Marks
+        self, carried: Carried, plan: RunPlan, todo: Sequence[int], layout: Layout, batch_size: int, marks: Marks
     ) -> None:
         self._marks = marks
-        self._arguments = (job, plan, todo, layout, batch_size)
+        self._arguments = (carried, plan, todo, layout, batch_size)
         self._outcomes = self._run()
 
     def take(self) -> list[Outcome]:
@@ -225,17 +242,19 @@ class Conductor:
         try:
             return next(self._outcomes, [])
         except Exception as error:  # noqa: BLE001 - raised again where the run was begun
-            return [RuntimeError(f"processes of the Ray cluster died too often: {first_line(error)}")]
+            if isinstance(error, import_module("ray").exceptions.RayError):
+                return [RuntimeError(f"the Ray cluster failed: {first_line(error)}")]
+            return [sendable(error)]
 
     def _run(self) -> Iterator[list[Outcome]]:
         data: Any = import_module("ray.data")
-        job, plan, todo, layout, batch_size = self._arguments
-        _settle(layout, plan.shard_size * job.input_bytes)
+        carried, plan, todo, layout, batch_size = self._arguments
+        _settle(layout, plan.shard_size * carried.job.input_bytes)
         tasks = -(-len(todo) // -(-len(todo) // _TASKS))
         shards = (
             data.from_items(list(todo), override_num_blocks=tasks)
             .map_batches(
-                ReadShards(job, plan, self._marks),
+                ReadShards(carried, plan, self._marks),
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=_READER_CPUS,
@@ -243,7 +262,7 @@ class Conductor:
             )
             .map_batches(
                 ExplainShards,
-                fn_constructor_args=(job, plan, self._marks, layout, batch_size),
+                fn_constructor_args=(carried, plan, self._marks, layout, batch_size),
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=_MODEL_CPUS + _LANE_CPUS * layout.lanes,
