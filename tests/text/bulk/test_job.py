@@ -399,6 +399,9 @@ def test_a_repository_is_known_by_its_commit(checkpoint, write, monkeypatch, tmp
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(transformers.utils.hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    # Before version 5 transformers kept its own copies of both.
+    monkeypatch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(tmp_path / "hub"), raising=False)
+    monkeypatch.setattr(transformers.utils.hub, "_is_offline_mode", True, raising=False)
     known = find_checkpoint("me/reviews")
     assert (known.place, known.revision, known.digest) == ("me/reviews", commit, f"me/reviews@{commit}")
     rows = explained(TextJob(checkpoint="me/reviews", source=write(["good", "bad"])))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mhex_core.bulk.job import BulkJob, Decoded, Reader
 from mhex_core.bulk.options import BulkOptions
-from mhex_core.bulk.pipeline import ShardPipeline, cores
+from mhex_core.bulk.pipeline import ShardPipeline, cores, give_back
 from mhex_core.bulk.plan import RunPlan
 from mhex_core.bulk.progress import Progress
 from mhex_core.bulk.shards import ShardRecord
@@ -118,6 +118,7 @@ class _Chunks(Dataset[_Result]):
                 self._reader = self._job.reader()
             if self._entries is None or self._entries[0] != number:
                 self._entries = (number, self._plan.entries(number))
+                give_back()
             return number, self._reader(self._entries[1].slice(start, stop - start))
         except (ValueError, OSError, ImportError, LookupError, TypeError, RuntimeError, MemoryError) as error:
             # Raised here it would reach the user with the traceback of this process in its message.

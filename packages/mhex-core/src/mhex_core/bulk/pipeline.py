@@ -8,12 +8,14 @@ Letters: N rows.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -187,11 +189,13 @@ class ShardPipeline:
                     spent += seconds
                     writer.add(message.places, rows, in_order=message.in_order)
                     told(len(message.places))
-                return writer.commit(model_seconds=spent)
+                record = writer.commit(model_seconds=spent)
         except BaseException:
             given_up.set()
             self._drain(messages)
             raise
+        give_back()
+        return record
 
     def _drain(self, messages: queue.Queue[_Message]) -> None:
         """Give back the slots of what will not be written any more, lest the others wait for ever."""
@@ -241,6 +245,13 @@ class _Lanes:
             return rows.slice(0, len(values)), time.perf_counter() - begun
         finally:
             self._free.put(model)
+
+
+def give_back() -> None:
+    """Return to the system what allocators keep: with several threads glibc keeps more and more of it."""
+    pa.default_memory_pool().release_unused()
+    with suppress(OSError, AttributeError):  # other systems have no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _settle(on_cpu: bool) -> None:
