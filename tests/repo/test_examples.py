@@ -107,8 +107,8 @@ def slurm(tmp_path):
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        jobs.append((process, output, Path(f"/tmp/ray-{job}")))
-        return process, stubs, output, Path(f"/tmp/ray-{job}")
+        jobs.append((process, output, Path("/tmp", f"ray-{job}")))
+        return process, stubs, output, Path("/tmp", f"ray-{job}")
 
     yield start
     for process, output, folder in jobs:
