@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -9,7 +11,11 @@ import nox
 nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "tests", "native", "pure", "transformers4", "sdist", "abi"]
+# fmt: off
+nox.options.sessions = [
+    "lint", "types", "tests", "browser", "docs", "notebooks", "native", "pure", "transformers4", "sdist", "abi",
+]
+# fmt: on
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PACKAGES = ("packages/mhex-core", "packages/mhex-vision[all]", "packages/mhex-text[all]")
@@ -20,6 +26,7 @@ SOURCES = {".h", ".inl", ".cpp", ".cu", ".cuh"}
 CORE = nox.project.load_toml("packages/mhex-core/pyproject.toml")["project"]
 # Small tensors are fastest on one thread, and threads that spin while they wait make a busy machine many times slower.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+ELSEWHERE = ("--ignore=tests/browser", "--ignore=tests/docs")
 CPU_ONLY = {"MHEX_NATIVE": "1", "MHEX_CUDA": "0"}
 
 
@@ -37,9 +44,9 @@ def install(session: nox.Session, *names: str, editable: bool = True, native: st
     session.install(*packages, *groups(*names), env={"MHEX_NATIVE": native, "MHEX_CUDA": cuda})
 
 
-def run_tests(session: nox.Session, *places: str, **environment: str) -> None:
-    """Run pytest with the arguments given, without the long tests unless they are asked for, a file per process."""
-    chosen = [] if "-m" in session.posargs else ["-m", "not slow"]
+def run_tests(session: nox.Session, *places: str, marks: str = "not slow", **environment: str) -> None:
+    """Run pytest with the arguments given, a file per process; the long tests only where they are asked for."""
+    chosen = [] if "-m" in session.posargs else ["-m", marks]
     spread = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
     session.run("pytest", *spread, *chosen, *session.posargs, *places, env={**ONE_THREAD, **environment})
 
@@ -64,9 +71,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests (`nox -s tests -- -m slow` runs the long ones)."""
+    """Run the tests (`nox -s tests -- -m slow` runs the long ones), but for those of `browser` and `docs`."""
     install(session, "test")
-    run_tests(session)
+    run_tests(session, *ELSEWHERE)
 
 
 @nox.session
@@ -80,7 +87,7 @@ def native(session: nox.Session) -> None:
 def pure(session: nox.Session) -> None:
     """Run the whole suite on a wheel without compiled code."""
     install(session, "test", editable=False, native="0")
-    run_tests(session)
+    run_tests(session, *ELSEWHERE)
 
 
 @nox.session
@@ -127,6 +134,39 @@ def transformers4(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Open the explorer in a real Chromium: that of MHEX_CHROMIUM, or on PATH, or one that is installed for it."""
+    install(session, "browser", "test", native="0")
+    chromium = find_chromium(session)
+    session.log(f"Chromium: {chromium}")
+    run_tests(session, "tests/browser", MHEX_BROWSER="1", MHEX_CHROMIUM=chromium)
+
+
+def find_chromium(session: nox.Session) -> str:
+    """Where there is a Chromium; installs one, as the system's packages or playwright have it, where there is none."""
+    found = chromium_here()
+    if found:
+        return found
+    if shutil.which("apt-get") and os.geteuid() == 0:
+        session.run("apt-get", "update", "-qq", external=True, success_codes=range(256))
+        session.run("apt-get", "install", "-qq", "-y", "chromium", external=True, success_codes=range(256))
+        found = chromium_here()
+    if not found:
+        session.run("playwright", "install", "chromium", success_codes=range(256))
+        code = "from playwright.sync_api import sync_playwright as p; print(p().start().chromium.executable_path)"
+        found = str(session.run("python", "-c", code, silent=True)).strip()
+    if not Path(found).exists():
+        session.error("no Chromium was found: put one on PATH, or name it in MHEX_CHROMIUM")
+    return found
+
+
+def chromium_here() -> str | None:
+    """The Chromium that MHEX_CHROMIUM names, or the first on PATH."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return os.environ.get("MHEX_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Time the kernels beside their rivals, and explaining beside classifying; on a quiet machine."""
     install(session, "bench", editable=False)
@@ -139,6 +179,24 @@ def gpu(session: nox.Session) -> None:
     """Build the CUDA kernels, check them and time them, on a machine with a GPU."""
     install(session, "bench", editable=False, native="1", cuda="1")
     session.run("python", "benchmarks/gpu.py", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into `docs/_build/html`, every warning an error, and run every block of code in it."""
+    install(session, "docs", "test")
+    build = ("sphinx-build", "-W", "--keep-going", "-n", "-b", "html", "-d", "docs/_build/doctrees")
+    session.run(*build, "docs", "docs/_build/html")
+    # A page per process, and all of them.
+    site = str(ROOT / "docs" / "_build" / "html")
+    run_tests(session, "--dist=worksteal", "tests/docs", marks="slow or not slow", MHEX_SITE=site)
+
+
+@nox.session
+def notebooks(session: nox.Session) -> None:
+    """Run the notebooks of `examples/notebooks` in a real kernel."""
+    install(session, "notebooks", "test")
+    run_tests(session, "tests/e2e/test_notebooks.py", marks="slow or not slow")
 
 
 @nox.session

@@ -224,7 +224,7 @@ def check_values(campaign: Campaign, table: Any, good: list[str]) -> None:
 
 def other_ways(campaign: Campaign) -> None:
     """The same bytes, however it is done."""
-    ways = (("--batch-size", "1"), ("--batch-size", "100", "--workers", "0"), ("--lanes", "1", "--workers", "3"))
+    ways = (("--batch-size", "5"), ("--batch-size", "100", "--workers", "0"), ("--lanes", "1", "--workers", "3"))
     for number, way in enumerate(ways):
         out = campaign.work / f"way-{number}"
         campaign.finish(out, *way)
@@ -303,7 +303,8 @@ def full_disk(campaign: Campaign) -> None:
         with tmpfs(mount, 3 * size):
             out = mount / "out"
             process = campaign.start(out, "--workers", "1")
-            check(wait_for(lambda: parts(out) > 1, process), "no shard was written")
+            # The space is judged by the first shard while the next two are made; filled before, it is told otherwise.
+            check(wait_for(lambda: parts(out) > 3, process), "fewer than four shards were written")
             fill(mount / "somebody-else")
             _, complained = process.communicate(timeout=PATIENCE)
             check((process.returncode, "no space is left" in complained) == (1, True), complained)
@@ -324,11 +325,8 @@ def on_ray(campaign: Campaign, generator: random.Random, kinds: Sequence[str], k
     for kind in kinds:
         process = campaign.start(out, "--engine", "ray")
         check(first_shard(out, process), "no shard was written")
-        victims = [pid for pid in descendants(process.pid) if command_line(pid).startswith(b"ray::")]
-        chosen = [pid for pid in victims if kind.encode() in command_line(pid)] or victims
-        check(bool(chosen), "no Ray worker was found")
-        victim = generator.choice(chosen)
-        name = command_line(victim).split(b"\0")[0].decode()
+        victims = busy_with(kind, process)
+        victim, name = generator.choice(victims)
         os.kill(victim, signal.SIGKILL)
         _, complained = process.communicate(timeout=PATIENCE * 4)
         check(process.returncode == SOME_REJECTED, f"exit status {process.returncode}: {complained}")
@@ -357,6 +355,24 @@ def descendants(pid: int) -> list[int]:
         frontier = {child for child, parent in parents.items() if parent in frontier}
         found += sorted(frontier)
     return found
+
+
+def busy_with(kind: str, process: subprocess.Popen[str]) -> list[tuple[int, str]]:
+    """Ray's processes that run just such a task: they are called after it only then."""
+    found: list[tuple[int, str]] = []
+
+    def seen() -> bool:
+        found[:] = [one for one in ray_processes(process.pid) if kind in one[1]]
+        return bool(found)
+
+    check(wait_for(seen, process), f"no process of Ray's was called {kind}")
+    return found
+
+
+def ray_processes(pid: int) -> list[tuple[int, str]]:
+    """Those that Ray started below a process, with what each is called just now."""
+    named = [(child, command_line(child).split(b"\0")[0].decode()) for child in descendants(pid)]
+    return [(child, name) for child, name in named if name.startswith("ray::")]
 
 
 def command_line(pid: int) -> bytes:
@@ -432,7 +448,7 @@ def main() -> None:
     else:
         print("--  full disk: no small file system can be made here", flush=True)
     if importlib.util.find_spec("ray") is not None:
-        kinds = ("Explain",) if options.small else ("Read", "Explain", "Conductor")
+        kinds = ("ExplainShards",) if options.small else ("ReadShards", "ExplainShards", "Conductor")
         on_ray(campaign, generator, kinds, 0 if options.small else 3)
     else:
         print("--  Ray: not installed", flush=True)

@@ -16,6 +16,8 @@ import scale_tables
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+NETWORKS = ROOT / "docs" / "results" / "networks.md"
+SPEED = ROOT / "docs" / "results" / "speed.md"
 EXPLANATIONS = ROOT / "docs" / "results" / "explanations.md"
 TEXTS = ROOT / "docs" / "results" / "texts.md"
 VITS = ROOT / "docs" / "results" / "vits.md"
@@ -140,9 +142,7 @@ def comparison(*names: str, of: str = "explanations", unit: str = "image") -> Ca
                     others = [other["scores"][metric]["mean"] for other in record["methods"].values()]
                     best = min(others) if metric.startswith(LESS_IS_BETTER) else max(others)
                     row.append(_cell(values, metric, first, best=len(names) == 1 and best))
-                milliseconds = 1000 * values[f"seconds_per_{unit}"]
-                shown = f"{milliseconds:.0f}" if milliseconds >= 10 else f"{milliseconds:.2g}"
-                found.append("| " + " | ".join([*row, shown]) + " |")
+                found.append("| " + " | ".join([*row, _milliseconds(values[f"seconds_per_{unit}"])]) + " |")
         records = [common.result(f"{of}/{name}") for name in names]
         counts = sorted({record["settings"]["compared"] for record in records})
         commands = _listed([f"`{record['command']}`" for record in records])
@@ -348,7 +348,7 @@ def _or_dash(value: float) -> str:
 
 
 def of_result(name: str, table: Callable[[dict[str, Any]], list[str]]) -> Callable[[], list[str]]:
-    """A table of the README with the command and the machine below it."""
+    """A table with the command and the machine below it."""
 
     def lines() -> list[str]:
         record = common.result(name)
@@ -362,10 +362,61 @@ def of_result(name: str, table: Callable[[dict[str, Any]], list[str]]) -> Callab
     return lines
 
 
+# Each at the layer that did best on validation images, where it has a choice; None where it was not measured.
+_OVERVIEW = {
+    "MHEX": ("mhex", "mhex", "mhex"),
+    "Grad-CAM, best layer": ("gradcam:layer=layer2.1", "gradcam:layer=layer2.1", "gradcam:layer=layer3.1"),
+    "Layer-CAM, best layer": ("layercam:layer=layer1.1", "layercam:layer=layer1.1", "layercam:layer=layer3.1"),
+    "Eigen-CAM, best layer": ("eigencam:layer=layer2.1", "eigencam:layer=layer2.0", "eigencam"),
+    "integrated gradients": ("integrated-gradients:steps=16", "integrated-gradients:steps=16", None),
+    "SHAP": ("shap:evaluations=100", "shap:evaluations=100", None),
+    "a Gaussian in the centre": ("centre-gaussian", "centre-gaussian", "centre-gaussian"),
+    "random": ("random", "random", "random"),
+}
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f}" if seconds >= 0.01 else f"{1000 * seconds:.2g}"
+
+
+def overview() -> list[str]:
+    """What the README shows of the results: where maps point, what they find, and what they cost."""
+    inside, small, large = (
+        common.result(f"explanations/{name}")["methods"] for name in ("test-lesions", "test-28", "test-224")
+    )
+    found = [
+        "| | lesions: strongest point inside, % | cells, 28 px: area-matched drop | cells, 224 px "
+        "| ms / image, 28 px |",
+        "|---|---|---|---|---|",
+    ]
+    for title, (pointing, drop, drop_large) in _OVERVIEW.items():
+        cells = [
+            f"{100 * inside[pointing]['scores']['pointing']['mean']:.1f}",
+            f"{small[drop]['scores']['area_drop']['mean']:.3f}",
+            "-" if drop_large is None else f"{large[drop_large]['scores']['area_drop']['mean']:.3f}",
+            _milliseconds(small[drop]["seconds_per_image"]),
+        ]
+        found.append(f"| {title} | {' | '.join(cells)} |")
+    (timed,) = common.result("explaining")["rows"]
+    times = {name: taken["times_classifying"] for name, taken in timed["contenders"].items()}
+    own = [times["mhex"], times["mhex, heads on the plain network"]]
+    batch = common.result("batch-throughput")["sides"]["224"]["ratios"]["batch"]
+    sentence = (
+        f"At 224 px explaining takes {min(own):.2f} to {max(own):.2f} times as long as classifying (torch-cam "
+        f"{times['torch-cam']:.2f}, captum {times['captum']:.1f}, pytorch-grad-cam {times['pytorch-grad-cam']:.1f} "
+        f"times), and `batch` reaches {batch:.2f} of the bare model's speed. "
+        f"{common.shape(common.result('explaining'))}; commands, intervals and spreads are on the pages below."
+    )
+    return [*found, "", sentence]
+
+
 PAGES: dict[Path, dict[str, Callable[[], list[str]]]] = {
-    README: {
+    README: {"overview": overview},
+    NETWORKS: {
         "bloodmnist": of_result("bloodmnist", bloodmnist),
         "lesions": of_result("lesions", lesions),
+    },
+    SPEED: {
         "saliency": of_result("saliency", saliency),
         "explaining": of_result("explaining", explaining),
     },

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -107,8 +108,8 @@ def slurm(tmp_path):
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        jobs.append((process, output, Path("/tmp", f"ray-{job}")))
-        return process, stubs, output, Path("/tmp", f"ray-{job}")
+        jobs.append((process, output, Path(tempfile.gettempdir(), f"ray-{job}")))
+        return process, stubs, output, Path(tempfile.gettempdir(), f"ray-{job}")
 
     yield start
     for process, output, folder in jobs:

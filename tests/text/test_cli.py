@@ -20,7 +20,7 @@ from mhex_text import Explanation, cli, commands
 
 from .encoders import make_tokenizer
 
-COMMANDS = ("train", "explain", "evaluate", "batch", "demo", "info")
+COMMANDS = ("train", "explain", "report", "evaluate", "batch", "demo", "info")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
 MODULE = ("-m", "mhex_text.cli")
 WORDS = ["[MASK]", "good", "bad", "film", "plot", "the", "a", "of", "what", "and", "long", "short", "it", "was", "by"]
@@ -250,6 +250,11 @@ def test_pairs_and_the_standard_input(trained, capsys, monkeypatch):
     assert cli.main([*command, "--input", "-"]) == 0
     text = capsys.readouterr().out
     assert text.index("good plot") < text.index("bad plot")
+    assert "next: " not in text  # for a program
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert cli.main([*command, "--text", "a film"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"next: mhex-text report --checkpoint {trained[1]} ")
 
 
 def test_a_file_becomes_a_page_and_json_and_what_cannot_be_read_is_named(trained, tmp_path, capsys):
@@ -261,6 +266,7 @@ def test_a_file_becomes_a_page_and_json_and_what_cannot_be_read_is_named(trained
     assert cli.main(["explain", "--checkpoint", str(trained[1]), *options]) == 3
     shown = capsys.readouterr()
     assert shown.out.startswith("explained 2 of 4 texts")
+    assert shown.out.splitlines()[-1] == f"next: open '{out / 'explanations.html'}' in a browser"
     lines = shown.err.splitlines()
     for line, number in zip(lines, (2, 3), strict=False):
         assert line.startswith(f"mhex-text: skipped: {path}: line {number}: ")
@@ -322,6 +328,7 @@ def test_methods_are_measured_side_by_side(trained, judge, reviews, tmp_path, ca
     assert drops["mhex"] > drops["random"] + 0.05
     assert all(name in shown and f"| {name} " in (out / "summary.md").read_text() for name in methods)
     assert (out / "samples.parquet").is_file()
+    assert shown.splitlines()[-1].startswith(f"next: mhex-text report --checkpoint {trained[1]} --data {reviews} ")
     assert record["settings"]["note"]["checkpoint"] == str(trained[1])
     assert cli.main(command) == 0  # again, from what is there
     assert capsys.readouterr().out == shown
@@ -344,7 +351,9 @@ def test_info_shows_what_runs_and_what_a_checkpoint_holds(trained, judge, capsys
     ):
         assert expected in text
     assert cli.main(["info", "--checkpoint", str(judge)]) == 0
-    assert "BertForSequenceClassification" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "BertForSequenceClassification" in text
+    assert text.splitlines()[-1] == f'next: mhex-text explain --checkpoint {judge} --method occlusion --text "..."'
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

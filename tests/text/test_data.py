@@ -14,6 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from mhex_text import TextBundle, UnreadableTextWarning, load_texts
+from mhex_text.data.unlabelled import read_texts
 
 ROWS = [(f'text {index}, "quoted"\nand more é', ("dull", "bright", "odd")[index % 3]) for index in range(60)]
 
@@ -165,6 +166,34 @@ def test_damaged_lines_of_json(tmp_path):
     )
     with pytest.warns(UnreadableTextWarning, match=r"left out 4 of 6 rows \(line 2: .*; line 4: .*; line 5: not UTF-8"):
         assert list(load_texts(path, validation=0).train["text"]) == ["x", "z"]
+
+
+def test_a_header_may_come_after_blank_lines(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("\n\r\n\ntext,label\n\na film,x\na plot,y\n")
+    bundle = load_texts(path, validation=0.0)
+    assert rows_of(bundle, "train") == [("a film", "x"), ("a plot", "y")]
+    found = read_texts(path)
+    assert (found.texts, found.lines, found.rejected) == (("a film", "a plot"), (6, 7), ())
+
+
+def test_unlabelled_pairs_must_be_whole(tmp_path):
+    path = tmp_path / "data.jsonl"
+    rows = [{"text": "a", "pair": "b"}, {"text": "c", "pair": None}, {"text": "d"}, {"text": "e", "pair": 3}]
+    path.write_text("\n".join(map(json.dumps, [*rows, {"text": None, "pair": "f"}])))
+    found = read_texts(path)
+    assert found.texts == (("a", "b"),)
+    assert found.rejected == ((2, "no pair"), (3, "no pair"), (4, "no pair"), (5, "no text"))
+    table = tmp_path / "data.parquet"
+    parquet.write_table(pa.table({"text": ["a", "c"], "pair": ["b", None]}), table)
+    assert read_texts(table).rejected == ((2, "no pair"),)
+
+
+def test_half_a_character_spoils_its_own_row_alone(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "a \\ud83d"}\n{"text": "whole \\ud83d\\ude00"}\n')
+    found = read_texts(path)
+    assert (found.texts, found.rejected) == (("whole \U0001f600",), ((1, "half of a surrogate pair"),))
 
 
 def test_a_missing_second_text_is_damage(tmp_path):

@@ -265,5 +265,6 @@ def test_the_readme_does_what_it_shows(tokenizer, tmp_path, monkeypatch, capsys,
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(code.replace('"distilbert-base-uncased"', '"encoder"'), names)
-    assert "Stocks" in capsys.readouterr().out
-    assert len(names["explanation"]) == 1
+    shown = capsys.readouterr().out
+    assert len(names["explanation"])
+    assert all(item.texts[0] in shown for item in names["explanation"])

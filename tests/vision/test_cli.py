@@ -25,7 +25,7 @@ from mhex_vision.bulk.storing import Storage
 from mhex_vision.config import Classifier, Objective
 from mhex_vision.surgery import Placement
 
-COMMANDS = ("train", "explain", "batch", "evaluate", "demo", "info")
+COMMANDS = ("train", "explain", "report", "batch", "evaluate", "demo", "info")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
 MODULE = ("-m", "mhex_vision.cli")
 UNREADABLE = ("empty.png", "text.png", "nested/truncated.jpg")

@@ -68,7 +68,8 @@ def test_a_table_figures_and_every_sample_come_of_it(vision_python, place, tmp_p
         "random",
         "mymaps:brightness",
     ]
-    assert "32 of 32 images" in lines[-1]
+    assert "32 of 32 images" in lines[-2]
+    assert lines[-1].endswith(f"--methods {METHODS} --out report.html")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "comparison.json",
         "curves.png",

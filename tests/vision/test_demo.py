@@ -32,14 +32,14 @@ def test_prints_what_it_found_and_what_it_wrote(demo):
         "random",
         "centre-gaussian",
     ]
-    for name in ("demo.png", "explanation.npz"):
+    for name in ("demo.png", "explanation.npz", "report.html"):
         assert str(out / name) in done.stdout
     assert lines[-1].strip() == f"mhex-vision explain --checkpoint {out} --input FILE --out DIR"
 
 
 def test_leaves_a_checkpoint_a_figure_and_an_explanation(demo):
     _, out = demo
-    names = {"config.json", "demo.png", "explanation.npz", "log.csv", "model.safetensors", "run.json"}
+    names = {"config.json", "demo.png", "explanation.npz", "log.csv", "model.safetensors", "report.html", "run.json"}
     assert {path.name for path in out.iterdir()} == names
     record = json.loads((out / "run.json").read_text())
     assert record["result"]["test"]["images"] == 400

@@ -122,7 +122,7 @@ def test_evidence_for_is_red_and_evidence_against_blue(plain, images):
 
 def test_a_figure_of_another_method_shows_one_map(plain, images):
     figure = explain_by(plain, images, "cdam").plot(samples=2)
-    assert len(figure.axes) == 2 * 3  # image, overlay, map
+    assert len(figure.axes) == 2 * 3 + 1  # image, overlay, map, and one scale
     assert figure.axes[2].get_title() == "cdam"
     shown = figure.axes[2].images[0]
     assert (shown.norm.vmin, shown.norm.vmax, shown.get_cmap().name) == (-1, 1, drawing.DIVERGING)

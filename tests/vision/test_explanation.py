@@ -90,12 +90,12 @@ def test_a_figure_shows_image_overlay_aggregate_and_each_layer(make_explanation)
     extra = [("beta = 1", explanation.reweighted(beta=1.0).saliency)]
     figure = explanation.plot(samples=2, extra=extra)
     columns = ["overlay", "beta = 0.5", "beta = 1", "steps.0", "steps.1", "steps.2"]
-    assert len(figure.axes) == 2 * (1 + len(columns))
+    assert len(figure.axes) == 2 * (1 + len(columns)) + 1
     layers = explanation.layer_saliency()
     for row in range(2):
         axes = figure.axes[row * 7 : row * 7 + 7]
         name = explanation.class_names[int(explanation.target[row])]
-        assert axes[0].get_title().startswith(f"{name}\np = 0.")
+        assert axes[0].get_title(loc="left").startswith(f"{name}, p = 0.")
         assert [axis.get_title() for axis in axes[1:]] == columns
         drawn = [np.asarray(axis.images[0].get_array()) for axis in axes]
         assert np.array_equal(drawn[0], explanation.images[row].movedim(0, -1).numpy())
@@ -107,8 +107,8 @@ def test_a_figure_shows_image_overlay_aggregate_and_each_layer(make_explanation)
 
 
 def test_a_figure_shows_as_many_samples_as_there_are(make_explanation):
-    assert len(make_explanation(batch=1).plot(samples=4).axes) == 6
-    assert len(make_explanation(batch=6).plot().axes) == 4 * 6
+    assert len(make_explanation(batch=1).plot(samples=4).axes) == 6 + 1
+    assert len(make_explanation(batch=6).plot().axes) == 4 * 6 + 1
 
 
 def test_a_class_without_a_name_is_numbered(make_classifier, make_images, make_explanation):
@@ -116,7 +116,7 @@ def test_a_class_without_a_name_is_numbered(make_classifier, make_images, make_e
     nameless = type(explanation)(**{**vars(explanation), "class_names": ()})
     assert nameless.label(2) == "class 2"
     assert explanation.label(2) == "c"
-    assert nameless.plot().axes[0].get_title().startswith("class ")
+    assert nameless.plot().axes[0].get_title(loc="left").startswith("class ")
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(
 ):
     judged = iter([*scores, (0.0, 9.0)])
 
-    def judge(run, images):
+    def judge(run, images, name):
         accuracy, loss = next(judged)
         return Metrics(loss=loss, accuracy=accuracy, head_accuracy=(), images=len(images))
 

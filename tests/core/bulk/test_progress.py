@@ -36,7 +36,8 @@ def test_in_a_terminal_there_is_a_bar_and_no_line(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     with Progress(500, lines.append, lambda _: None) as progress:
         progress.advance(500)
-    assert "500/500" in sys.stderr.getvalue()
+        assert "| 0/500" in sys.stderr.getvalue()
+    assert sys.stderr.getvalue().split("\r")[-2].strip() == "", "the bar is gone when all is done"
     assert lines == []
 
 

@@ -57,9 +57,11 @@ CASES = {
     "cells.csv": b'id,text\n1,one,more\n2\n3,"a\nb",x\n4,four\n',
     "two open.csv": b'id,text\n1,"a\n2,"b\n3,c\n4,"d"\n5,"e\nf"\n',
     "pairs.csv": b"premise,hypothesis\na,b\n,c\nd,\ne,f\n",
+    "blank.csv": b"\n\r\n\ntext,label\n\none,1\ntwo,2\n",
     "plain.jsonl": b'{"text": "one"}\n\n{"text": "two", "more": 3}\nnot json\n[1]\n{"more": 1}\n{"text": 5}\n',
     "mark.json": b'\xef\xbb\xbf{"review": "one"}\r\n{"review": "na\xefve"}\r{"review": ""}\n{"review": "\\u00e9"}',
     "pairs.jsonl": b'{"sentence1": "a", "sentence2": "b"}\n{"sentence1": "c", "sentence2": ""}\n',
+    "null.jsonl": b'{"text": "a", "pair": "b"}\n{"text": "c", "pair": null}\n{"text": null, "pair": "d"}\n',
 }
 
 

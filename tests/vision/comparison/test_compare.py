@@ -332,7 +332,7 @@ def test_figures_are_drawn(model, judge, data, tmp_path):
     figure = found.plot()
     assert [len(axis.lines) for axis in figure.axes] == [3, 3]
     examples = draw_examples(model, data.test, data, METHODS, samples=2)
-    assert len(examples.axes) == 2 * 5
+    assert len(examples.axes) == 2 * 5 + 1
     bare = compare(model, data.test, data, judge=judge, methods=METHODS, metrics=["sad"], out=tmp_path / "bare")
     with pytest.raises(ValueError, match="insertion or deletion to be plotted"):
         bare.plot()

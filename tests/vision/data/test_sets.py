@@ -30,6 +30,12 @@ def samples(tmp_path: Path) -> list[tuple[str | Path, int]]:
 
 
 class TestArrayImages:
+    def test_a_slice_is_a_batch(self) -> None:
+        data = array_images(masks=True)
+        assert data[2:5].images[:, 0, 0, 0].tolist() == [2, 3, 4]
+        assert data[-2:].labels.tolist() == data.labels[-2:].tolist()
+        assert len(data[4:4].images) == 0
+
     def test_batch_in_the_order_asked_for(self) -> None:
         batch = array_images(masks=True).__getitems__([7, 2, 2])
         assert isinstance(batch, Batch)

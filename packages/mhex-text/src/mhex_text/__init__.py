@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mhex_text.data import TextBundle, UnreadableTextWarning, load_texts
     from mhex_text.judge import TextJudge
     from mhex_text.modeling import MHEXForSequenceClassification, MHEXTextOutput
+    from mhex_text.reporting import report
     from mhex_text.training import train
 
 __version__ = version("mhex-text")
@@ -59,6 +60,7 @@ __all__ = [
     "key_mask",
     "load_texts",
     "register_adapter",
+    "report",
     "score_mask",
     "supported_encoders",
     "token_auprc",
@@ -81,6 +83,7 @@ _LAZY = {
     "compare": "comparison",
     "explain_by": "by_method",
     "load_texts": "data",
+    "report": "reporting",
     "train": "training",
 }
 

@@ -14,10 +14,22 @@ from transformers import PreTrainedModel
 from mhex_text.batching import TokenizedTexts
 from mhex_text.history import TextMetrics
 from mhex_text.modeling import MHEXForSequenceClassification
+from mhex_text.progress import bar
 
 
-def accuracies(model: PreTrainedModel, tokens: TokenizedTexts, collate: Any, batch_size: int) -> TextMetrics:
-    """Loss and accuracies. Draws no random number."""
+def accuracies(
+    model: PreTrainedModel, tokens: TokenizedTexts, collate: Any, batch_size: int, *, name: str, progress: bool
+) -> TextMetrics:
+    """Loss and accuracies. Draws no random number.
+
+    Args:
+        model: The classifier.
+        tokens: Of N texts.
+        collate: Makes a batch.
+        batch_size: Texts at a time.
+        name: What the texts are called.
+        progress: Whether a terminal shows a bar.
+    """
     device = next(model.parameters()).device
     order = np.argsort(-tokens.lengths, kind="stable").tolist()
     own: Any = model if isinstance(model, MHEXForSequenceClassification) else None
@@ -26,15 +38,17 @@ def accuracies(model: PreTrainedModel, tokens: TokenizedTexts, collate: Any, bat
     mode = model.training
     model.train(mode=False)
     try:
-        for start in range(0, len(order), batch_size):
-            batch = collate([tokens[index] for index in order[start : start + batch_size]]).to(device)
-            with torch.no_grad():
-                output = model(**batch, **asked, return_dict=True)
-            labels = batch["labels"]
-            total += float(output.loss) * len(labels)
-            right += int((output.logits.argmax(dim=1) == labels).sum())
-            if own is not None:
-                heads += [int((logits.argmax(dim=1) == labels).sum()) for logits in output.head_logits]
+        with bar(len(order), description=name, shown=progress) as shown:
+            for start in range(0, len(order), batch_size):
+                batch = collate([tokens[index] for index in order[start : start + batch_size]]).to(device)
+                with torch.no_grad():
+                    output = model(**batch, **asked, return_dict=True)
+                labels = batch["labels"]
+                total += float(output.loss) * len(labels)
+                right += int((output.logits.argmax(dim=1) == labels).sum())
+                if own is not None:
+                    heads += [int((logits.argmax(dim=1) == labels).sum()) for logits in output.head_logits]
+                shown.update(len(labels))
     finally:
         model.train(mode=mode)
     count = len(order)

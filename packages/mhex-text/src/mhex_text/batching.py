@@ -13,13 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from mhex_text.progress import bar
+
 _GROUP = 50  # batches whose texts are sorted by length
 
 
 class TokenizedTexts(Dataset[dict[str, Any]]):
     """The tokens of N texts, one after another in one tensor: lists of lists would take ten times the memory."""
 
-    def __init__(self, tokenizer: Any, texts: Any, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: Any, texts: Any, max_length: int, *, name: str = "texts", progress: bool = False
+    ) -> None:
         first = list(texts["text"])
         second = list(texts["pair"]) if "pair" in texts.column_names else None
         self.labels = [int(label) for label in texts["label"]]
@@ -27,17 +31,19 @@ class TokenizedTexts(Dataset[dict[str, Any]]):
         ids: list[Tensor] = []
         types: list[Tensor] = []
         cut = 0
-        for start in range(0, len(first), 1000):
-            part = slice(start, start + 1000)
-            found = tokenizer(
-                first[part], None if second is None else second[part], truncation=True, max_length=max_length
-            )
-            for encoding in found.encodings:
-                cut += bool(encoding.overflowing)
-            for row in found["input_ids"]:
-                lengths.append(len(row))
-                ids.append(torch.tensor(row, dtype=torch.int32))
-            types += [torch.tensor(row, dtype=torch.int8) for row in found.get("token_type_ids", ())]
+        with bar(len(first), description=f"reading {name}", shown=progress) as shown:
+            for start in range(0, len(first), 1000):
+                part = slice(start, start + 1000)
+                found = tokenizer(
+                    first[part], None if second is None else second[part], truncation=True, max_length=max_length
+                )
+                for encoding in found.encodings:
+                    cut += bool(encoding.overflowing)
+                for row in found["input_ids"]:
+                    lengths.append(len(row))
+                    ids.append(torch.tensor(row, dtype=torch.int32))
+                types += [torch.tensor(row, dtype=torch.int8) for row in found.get("token_type_ids", ())]
+                shown.update(len(first[part]))
         self.lengths = np.asarray(lengths)
         self.truncated = cut / len(first)
         self._ends = np.cumsum(self.lengths)

@@ -22,6 +22,7 @@ from mhex_text.explainers.view import aligned, all_logits, probabilities
 from mhex_text.explaining import Texts, class_names, listed_texts, most_tokens, targets_of, tokenizer_of
 from mhex_text.explanation import Explanation, TextExplanation
 from mhex_text.modeling import MHEXForSequenceClassification
+from mhex_text.progress import bar
 
 
 def explain_by(
@@ -34,6 +35,7 @@ def explain_by(
     max_length: int | None = None,
     batch_size: int = 32,
     name: str | None = None,
+    progress: bool = False,
     **options: Any,
 ) -> Explanation:
     """Predict, and explain by a method of one's choice.
@@ -54,6 +56,7 @@ def explain_by(
         batch_size: Texts at a time; those of like length go together. (A method's own `batch_size` stands after the
             colon of its name.)
         name: What the explanation calls the method; None means as it was asked for.
+        progress: Whether a terminal shows a bar while there is more than one batch. Elsewhere there is none.
         **options: The method's.
 
     Returns:
@@ -68,11 +71,13 @@ def explain_by(
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model must be a sequence classifier of transformers, got {type(model).__name__}")
     _checks.positive_int("batch_size", batch_size)
+    _checks.flag("progress", progress)
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name must be a string, got {type(name).__name__}")
     known_as, chosen = _chosen(method, options)
     if isinstance(chosen, OwnScores) and isinstance(model, MHEXForSequenceClassification) and not chosen.rectify:
-        return _own(model, texts, target, chosen, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size)
+        how = {"tokenizer": tokenizer, "max_length": max_length, "batch_size": batch_size, "progress": progress}
+        return _own(model, texts, target, chosen, **how)
     listed = listed_texts("texts", texts)
     shared: dict[str, Any] = {
         "layer_names": (known_as if name is None else name,),
@@ -88,12 +93,14 @@ def explain_by(
     # Texts of like length together: the less padding, the less to compute. Characters tell well enough.
     order = sorted(range(len(listed)), key=lambda index: -len("".join(listed[index])))
     found: dict[int, TextExplanation] = {}
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        some = cast("list[str]", [listed[index] for index in part])
-        batch = TokenBatch.make(some, reader, max_length=limit)
-        made = _explained(model, batch, chosen, known_as, None if targets is None else targets[part], shared)
-        found |= dict(zip(part, made, strict=True))
+    with bar(len(order), description=known_as, shown=progress and len(order) > batch_size) as shown:
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            some = cast("list[str]", [listed[index] for index in part])
+            batch = TokenBatch.make(some, reader, max_length=limit)
+            made = _explained(model, batch, chosen, known_as, None if targets is None else targets[part], shared)
+            found |= dict(zip(part, made, strict=True))
+            shown.update(len(part))
     return Explanation(tuple(found[index] for index in range(len(listed))), found[0].settings)
 
 

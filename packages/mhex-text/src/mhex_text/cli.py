@@ -1,4 +1,4 @@
-"""The command line: train, explain, batch, evaluate, demo, info.
+"""The command line: train, explain, report, batch, evaluate, demo, info.
 
 Exit status: 0 all done; 1 the command failed, one line on standard error says why; 2 the command line is wrong; 3 some
 texts could not be read, all others are done; 130 interrupted.
@@ -31,6 +31,7 @@ _EXAMPLES = """examples:
   mhex-text train --data reviews.csv --encoder models/minilm --epochs 3 --out runs/reviews
   mhex-text explain --checkpoint runs/news --text "Stocks fall as oil climbs"
   mhex-text explain --checkpoint runs/news --input articles.jsonl --out explained
+  mhex-text report --checkpoint runs/news --data ag_news --methods mhex,cdam --out report.html
   mhex-text batch --checkpoint runs/news --input archive/ --out archive-explained
   mhex-text explain --checkpoint runs/judge --method cdam:mode=smooth --text "Stocks fall as oil climbs"
   mhex-text train --data ag_news --encoder distilbert-base-uncased --plain --seed 1 --out runs/judge
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_explain(commands)
+    _add_report(commands)
     _add_batch(commands)
     _add_evaluate(commands)
     _add_demo(commands)
@@ -82,10 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data(group: argparse._ArgumentGroup) -> None:
+def _add_data(group: argparse._ArgumentGroup, *, required: bool = True) -> None:
     group.add_argument(
         "--data",
-        required=True,
+        required=required,
         metavar="NAME|FILE|FOLDER",
         help="ag_news, synthetic-notes, a CSV, JSON Lines or Parquet file, or a folder of such (train, test ...)",
     )
@@ -170,14 +172,7 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--checkpoint", required=True, metavar="RUN", help="a folder from `train`, or a hub repository"
     )
     given = explain.add_argument_group("texts")
-    given.add_argument("--text", action="append", metavar="TEXT", help="a text; may be given several times")
-    given.add_argument("--pair", action="append", metavar="TEXT", help="the second text of each pair")
-    given.add_argument(
-        "--input",
-        type=Path,
-        metavar="FILE",
-        help="one text per line of a .txt file or of the standard input (-), or of a CSV, JSON Lines or Parquet file",
-    )
+    _add_texts(given)
     _add_columns(given)
     explain.add_argument("--out", type=Path, metavar="DIR", help="folder for a page and JSON, instead of the terminal")
     explain.add_argument(
@@ -193,6 +188,61 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_own(explain)
     explain.add_argument("--max-length", type=int, metavar="N", help="tokens of a text (default: what the model takes)")
     explain.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+
+
+def _add_texts(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--text", action="append", metavar="TEXT", help="a text; may be given several times")
+    group.add_argument("--pair", action="append", metavar="TEXT", help="the second text of each pair")
+    group.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="one text per line of a .txt file or of the standard input (-), or of a CSV, JSON Lines or Parquet file",
+    )
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser(
+        "report",
+        help="write a page in which a reader weighs explanations anew",
+        description="Write one HTML file with many texts, several classes of each and several methods side by side.\n"
+        "Layers and beta are moved in the browser, exactly and without a network. Texts that cannot be read\n"
+        "are named and skipped.",
+        epilog="methods:\n  mhex, the classifier's own evidence, and those that `evaluate --help` lists",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    report.set_defaults(run=_report)
+    report.add_argument("--checkpoint", required=True, metavar="RUN", help="a folder from `train`, or a hub repository")
+    given = report.add_argument_group("texts", "one of --text, --input and --data")
+    _add_texts(given)
+    _add_data(given, required=False)
+    given.add_argument("--split", choices=SPLITS, help="which of the labelled texts (default: test)")
+    given.add_argument("--samples", type=int, default=200, metavar="N", help="texts, by chance if more (default: 200)")
+    shown = report.add_argument_group("what is shown")
+    shown.add_argument("--methods", default="mhex", metavar="A,B", help="side by side (default: %(default)s)")
+    shown.add_argument(
+        "--targets",
+        type=int,
+        default=3,
+        metavar="N",
+        help="classes of each text: the predicted one, the true one, the most probable others (default: 3)",
+    )
+    shown.add_argument("--title", default="Explanations", metavar="TEXT", help="of the page (default: %(default)s)")
+    shown.add_argument(
+        "--max-mb", type=float, default=30.0, metavar="X", help="of the file; classes are left out to fit (default: 30)"
+    )
+    own = report.add_argument_group("of the method mhex")
+    own.add_argument("--layers", metavar="N|all|A,B", help="the first N blocks, all, or their places (default: 3)")
+    own.add_argument("--beta", type=float, metavar="X", help="weight of negative evidence (default: 1)")
+    own.add_argument(
+        "--attention", action="store_true", help="multiply evidence by the attention that a token receives"
+    )
+    report.add_argument("--max-length", type=int, metavar="N", help="tokens of a text (default: what the model takes)")
+    report.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    report.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of the choice of texts and the split-off ones (default: 0)"
+    )
+    report.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page, such as report.html")
 
 
 def _add_batch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -311,6 +361,13 @@ def _explain(options: argparse.Namespace) -> int:
     return SOME_UNREADABLE if explain(options, _say, _complain) else 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    from mhex_text.report_command import write_report
+
+    _one_line_warnings()
+    return SOME_UNREADABLE if write_report(options, _say, _complain) else 0
+
+
 def _batch(options: argparse.Namespace) -> int:
     from mhex_text.bulk.command import batch
 
@@ -332,6 +389,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from mhex_text.demo import run_demo
 
+    _one_line_warnings()
     run_demo(options.out, epochs=options.epochs, seed=options.seed, overwrite=options.overwrite, say=_say)
     return 0
 

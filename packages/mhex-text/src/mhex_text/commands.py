@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -43,7 +44,7 @@ def train(options: argparse.Namespace, say: Say) -> int:
         if getattr(options, name) is not None
     }
     recipe = replace(RECIPES[options.recipe], **changes)
-    bundle = _bundle(options)
+    bundle = bundle_of(options)
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(options.encoder)
         torch.manual_seed(options.seed)
@@ -87,14 +88,10 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     method, settings = _method(options)
-    given = _given_texts(options)
-    model = _load(options.checkpoint)
-    if method.partition(":")[0] == "mhex" and not isinstance(model, MHEXForSequenceClassification):
-        raise ValueError(
-            f"--checkpoint must hold an MHEX classifier for --method mhex, got {options.checkpoint} with a "
-            f"{type(model).__name__}; choose another --method, or train one without --plain"
-        )
-    tokenizer = _tokenizer(options.checkpoint)
+    given = given_texts(options)
+    model = load(options.checkpoint)
+    check_own(options.checkpoint, model, method, "--method")
+    tokenizer = tokenizer_at(options.checkpoint)
     target = None if options.target is None else _class_index(options.target, class_names(model))
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     for line, reason in given.rejected:
@@ -107,17 +104,23 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
         tokenizer=tokenizer,
         max_length=options.max_length,
         batch_size=options.batch_size,
+        progress=True,
         **settings,
     )
     cut = sum(bool(item.truncated) for item in explanation)
+    checkpoint = shlex.quote(options.checkpoint)
     if options.out is None:
         explanation.print()
+        # Whoever reads the output with a program wants the texts alone.
+        if sys.stdout.isatty():
+            say(f'next: mhex-text report --checkpoint {checkpoint} --text "..." --out report.html')
     else:
         options.out.mkdir(parents=True, exist_ok=True)
         explanation.to_json(options.out / JSON_FILE)
         explanation.save_html(options.out / PAGE_FILE)
         count = len(explanation) + len(given.rejected)
         say(f"explained {len(explanation)} of {count} texts; wrote {options.out / PAGE_FILE} and {JSON_FILE}")
+        say(f"next: open {shlex.quote(str(options.out / PAGE_FILE))} in a browser")
     if cut:
         complain(f"{cut} of {len(explanation)} texts were longer than the model takes; the rest was not read")
     return len(given.rejected)
@@ -127,15 +130,15 @@ def evaluate(options: argparse.Namespace, say: Say) -> None:
     """`mhex-text evaluate`."""
     from mhex_text.comparison import compare
 
-    bundle = _bundle(options)
+    bundle = bundle_of(options)
     texts = getattr(bundle, options.split)
     if texts is None:
         raise ValueError(f"--split: {bundle.name} has no {options.split} texts")
-    model, judge = _load(options.checkpoint), _load(options.judge)
+    model, judge = load(options.checkpoint), load(options.judge)
     for name, network in (("--checkpoint", model), ("--judge", judge)):
         _check_classes(name, network, bundle)
-    tokenizer, other = _tokenizer(options.checkpoint), _tokenizer(options.judge)
-    _look_for_functions_here()
+    tokenizer, other = tokenizer_at(options.checkpoint), tokenizer_at(options.judge)
+    look_for_functions_here()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     judge.to(device)
@@ -165,6 +168,13 @@ def evaluate(options: argparse.Namespace, say: Say) -> None:
     write_text(options.out / SUMMARY_MARKDOWN, comparison.to_markdown(summaries))
     say(comparison.to_text(summaries))
     say(f"{comparison.settings['compared']} texts, means with 95 % bootstrap intervals; wrote {options.out}")
+    command = ["mhex-text", "report", "--checkpoint", options.checkpoint, "--data", options.data]
+    for name in ("root", "text_column", "pair_column", "label_column"):
+        if getattr(options, name) is not None:
+            command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    command += ["--split", options.split] if options.split != "test" else []
+    command += ["--methods", options.methods, "--out", str(options.out / "report.html")]
+    say(f"next: {shlex.join(command)}")
 
 
 def info(options: argparse.Namespace, say: Say) -> None:
@@ -184,7 +194,7 @@ def info(options: argparse.Namespace, say: Say) -> None:
     say(f"saliency: {status.backend} ({status.reason})")
     say(f"encoders: {', '.join(mhex_text.supported_encoders())}")
     if options.checkpoint is not None:
-        model = _load(options.checkpoint)
+        model = load(options.checkpoint)
         say(f"{options.checkpoint}: {type(model).__name__}")
         say(f"  classes: {', '.join(class_names(model))}")
         if isinstance(model, MHEXForSequenceClassification):
@@ -193,12 +203,17 @@ def info(options: argparse.Namespace, say: Say) -> None:
             say(f"  blocks in the layers {', '.join(map(str, model.layer_indices))}")
             say(f"  gate: {config.gate}, objective: {config.objective}")
         say(f"  parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
+        own = "" if isinstance(model, MHEXForSequenceClassification) else "--method occlusion "
+        say(f'next: mhex-text explain --checkpoint {shlex.quote(options.checkpoint)} {own}--text "..."')
+    else:
+        say("next: mhex-text demo")
 
 
 # ------------------------------------------------------------------------------------------------------------- options
 
 
-def _bundle(options: argparse.Namespace) -> TextBundle:
+def bundle_of(options: argparse.Namespace) -> TextBundle:
+    """The labelled texts that --data names."""
     return load_texts(
         options.data,
         root=options.root,
@@ -240,7 +255,13 @@ def _fresh_model(options: argparse.Namespace, bundle: TextBundle) -> PreTrainedM
     return model
 
 
-def _load(place: str) -> Any:
+def load(place: str) -> Any:
+    """The classifier of a checkpoint.
+
+    Raises:
+        OSError: There is none.
+        ValueError: It is damaged.
+    """
     # The hub's names have one slash at most; about what is clearly a path it would say nothing helpful.
     if (place.count("/") > 1 or place.startswith((".", "/", "~"))) and not Path(place).is_dir():
         raise FileNotFoundError(f"there is no folder {place}")
@@ -251,12 +272,31 @@ def _load(place: str) -> Any:
         raise ValueError(f"{place} is damaged, or not the weights of this network: {error}") from error
 
 
-def _tokenizer(place: str) -> Any:
+def check_own(checkpoint: str, model: PreTrainedModel, method: str, flag: str) -> None:
+    """Refuse the classifier's own evidence where it has no blocks.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if method.partition(":")[0] == "mhex" and not isinstance(model, MHEXForSequenceClassification):
+        raise ValueError(
+            f"--checkpoint must hold an MHEX classifier for {flag} mhex, got {checkpoint} with a "
+            f"{type(model).__name__}; choose another of {flag}, or train one without --plain"
+        )
+
+
+def tokenizer_at(place: str) -> Any:
+    """The tokenizer of a checkpoint."""
     with quiet():
         return AutoTokenizer.from_pretrained(place)
 
 
-def _given_texts(options: argparse.Namespace) -> UnlabelledTexts:
+def given_texts(options: argparse.Namespace) -> UnlabelledTexts:
+    """What --text and --pair, or --input and its columns, say.
+
+    Raises:
+        ValueError: They do not go together, or there is no text.
+    """
     if (options.text is None) == (options.input is None):
         raise ValueError("give texts with --text, or a file of them with --input")
     if options.text is None:
@@ -287,22 +327,22 @@ def _method(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """The method, and what flags say about it."""
     flags = {"layers": options.layers, "beta": options.beta, "attention": options.attention}
     if options.method == "mhex":
-        return "mhex", flags | {"layers": _layers("--layers", options.layers)}
+        return "mhex", flags | {"layers": layers_of("--layers", options.layers)}
     given = [f"--{name}" for name, value in flags.items() if value != {"layers": "3", "beta": 1.0}.get(name, False)]
     if given:
         raise ValueError(f"{', '.join(given)} must go with --method mhex, got --method {options.method}")
-    _look_for_functions_here()
+    look_for_functions_here()
     explainers.parse(options.method)  # what is wrong shows before anything is loaded
     return options.method, {}
 
 
-def _look_for_functions_here() -> None:
+def look_for_functions_here() -> None:
     """Whoever names a function of their own means the one in the folder they are in."""
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
 
 
-def _layers(name: str, text: str) -> Layers:
+def layers_of(name: str, text: str) -> Layers:
     """How many of the first blocks, "all", or places with a comma among them ("4," is one place)."""
     if text == "all":
         return "all"

@@ -90,21 +90,21 @@ def run_demo(
         accuracy = f"{100 * epoch.validation.accuracy:.1f} %" if epoch.validation else "-"
         say(f"  epoch {epoch.epoch:2d}: loss {epoch.train_loss:6.3f}, validation {accuracy}, {epoch.seconds:.1f} s")
 
-    result = train(
-        model, tokenizer, data, recipe, out=out, seed=seed, overwrite=overwrite, progress=False, on_epoch=report
-    )
+    result = train(model, tokenizer, data, recipe, out=out, seed=seed, overwrite=overwrite, on_epoch=report)
     if result.test is None:
         raise RuntimeError("a run with test texts ends with their metrics")
     say(f"test accuracy {100 * result.test.accuracy:.1f} % on {len(test)} notes")
 
-    explanation = model.explain(list(test["text"]), tokenizer=tokenizer)
+    explanation = model.explain(list(test["text"]), tokenizer=tokenizer, progress=True)
     say("do the highest scores lie on the words that make the class? (token F1, IoU, AUPRC)")
     for name, scores in _rivals(explanation, seed):
         f1, iou, auprc = (100 * value for value in agreement(explanation, list(test["rationale"]), scores))
         say(f"  {name:16s} {f1:5.1f} %  {iou:5.1f} %  {auprc:5.1f} %")
-    shown = _one_of_each_class(explanation, list(test["label"]))
+    chosen = _one_of_each_class(explanation, list(test["label"]))
+    shown = replace(explanation, items=tuple(explanation[place] for place in chosen))
     say(terminal_text(shown[:1], depth=colour_depth(sys.stdout)))
-    shown.save_html(out / HTML_FILE)
+    labels = [int(test["label"][place]) for place in chosen]
+    shown.save_html(out / HTML_FILE, labels=labels, title="Made-up clinical notes")
     shown.to_json(out / EXPLANATIONS_FILE)
     say(f"wrote {out / HTML_FILE}, {out / EXPLANATIONS_FILE} and the checkpoint in {out}")
     say(f"done in {time.perf_counter() - start:.0f} s; next, with a text of your own:")
@@ -206,14 +206,14 @@ def _rivals(explanation: Explanation, seed: int) -> list[tuple[str, list[list[fl
     return [*found, ("random", [scores.tolist() for scores in random])]
 
 
-def _one_of_each_class(explanation: Explanation, labels: Sequence[int]) -> Explanation:
-    """The first rightly classified text of each class; the first of all where a class has none."""
+def _one_of_each_class(explanation: Explanation, labels: Sequence[int]) -> list[int]:
+    """The place of the first rightly classified text of each class; the first of all where a class has none."""
     chosen = []
     for label in sorted(set(labels)):
         of_class = [index for index, other in enumerate(labels) if other == label]
         right = [index for index in of_class if explanation[index].prediction == label]
         chosen.append((right or of_class)[0])
-    return replace(explanation, items=tuple(explanation[index] for index in chosen))
+    return chosen
 
 
 def _wordpiece(pieces: dict[str, int]) -> Tokenizer:

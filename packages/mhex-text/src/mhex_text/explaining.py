@@ -19,6 +19,7 @@ from mhex_core.attention import attention_received
 from mhex_core.modes import in_evaluation_mode
 from mhex_text.capture import attention_shown
 from mhex_text.explanation import Explanation, Layers, TextExplanation
+from mhex_text.progress import bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,10 +46,12 @@ def explain(
     decay: float,
     attention: bool,
     options: SaliencyOptions,
+    progress: bool,
 ) -> Explanation:
     """What `MHEXForSequenceClassification.explain` does; its arguments are described there."""
     _checks.positive_int("batch_size", batch_size)
     _checks.flag("attention", attention)
+    _checks.flag("progress", progress)
     shared: dict[str, Any] = {
         "layer_names": layer_names(model),
         "class_names": class_names(model),
@@ -80,7 +83,11 @@ def explain(
     # Texts of like length together: the less padding, the less to compute.
     order = sorted(range(len(listed)), key=lambda index: -_real(encodings[index]))
     found: list[TextExplanation] = []
-    with in_evaluation_mode(model), torch.no_grad():
+    with (
+        in_evaluation_mode(model),
+        torch.no_grad(),
+        bar(len(order), shown=progress and len(order) > batch_size) as shown,
+    ):
         matrices = model.equivalent_matrices()
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
@@ -88,6 +95,7 @@ def explain(
             wanted = None if targets is None else targets[part]
             some = [listed[index] for index in part]
             found += _explained(model, matrices, some, rows, wanted, options, shared, attention=attention)
+            shown.update(len(part))
     places = {index: place for place, index in enumerate(order)}
     return Explanation(tuple(found[places[index]] for index in range(len(listed))), found[0].settings)
 
@@ -135,6 +143,7 @@ def _explained(
         target,
         options,
         attention=attention,
+        heads=True,
     )
     made = Explanation.from_evidence(
         cast("Sequence[str]", texts),
@@ -145,6 +154,7 @@ def _explained(
         negative=found.negative,
         probabilities=found.probabilities,
         target=found.target,
+        head_probabilities=found.heads,
         **shared,
     )
     return list(made)
@@ -158,12 +168,14 @@ class Evidence(NamedTuple):
         target: int64 (B,), the class explained.
         positive: L tensors (B, T), evidence for it, before beta and the layer weights.
         negative: The same for evidence against it; values carry their sign.
+        heads: What each head predicts, L tensors (B, K), float32; empty where that was not asked for.
     """
 
     probabilities: Tensor
     target: Tensor
     positive: Sequence[Tensor]
     negative: Sequence[Tensor]
+    heads: Sequence[Tensor] = ()
 
 
 def evidence(
@@ -175,6 +187,7 @@ def evidence(
     *,
     attention: bool,
     autocast: torch.dtype | None = None,
+    heads: bool = False,
 ) -> Evidence:
     """Predict, and read the evidence of every token: one forward pass.
 
@@ -187,15 +200,16 @@ def evidence(
         attention: Whether it is multiplied by the attention that a token receives; no other thread may use the model
             meanwhile.
         autocast: The type that the forward pass computes in where that is safe; None leaves it to the caller.
+        heads: Whether each head's prediction is kept.
     """
     showing: AbstractContextManager[dict[int, Tensor]] = attention_shown(model) if attention else nullcontext({})
     kind = inputs["input_ids"].device.type
     casting = nullcontext() if autocast is None else torch.autocast(kind, dtype=autocast)
     with showing as seen, casting:
-        output = model(**inputs, output_activations=True, return_dict=True)
-    logits = output.logits.float()
-    probabilities = logits.sigmoid() if model.config.multi_label else logits.softmax(dim=1)
-    wanted = probabilities.argmax(dim=1) if target is None else target.to(logits.device)
+        asked = {"output_heads": True} if heads else {}
+        output = model(**inputs, output_activations=True, **asked, return_dict=True)
+    probabilities = _chances(model, output.logits)
+    wanted = probabilities.argmax(dim=1) if target is None else target.to(probabilities.device)
     # Tokens are the positions of a map one pixel wide, and their channels lie next to each other, as kernels like it.
     columns = [layer.transpose(1, 2).unsqueeze(-1) for layer in output.activations]
     maps = signed_maps(columns, matrices, wanted, options=options)
@@ -203,7 +217,13 @@ def evidence(
     if attention:
         received = attention_received([seen[index].float() for index in sorted(seen)], mask=inputs["attention_mask"])
         positive, negative = ([layer * received for layer in part] for part in (positive, negative))
-    return Evidence(probabilities, wanted, positive, negative)
+    each = [_chances(model, logits) for logits in output.head_logits] if heads else []
+    return Evidence(probabilities, wanted, positive, negative, each)
+
+
+def _chances(model: MHEXForSequenceClassification, logits: Tensor) -> Tensor:
+    wide = logits.float()
+    return wide.sigmoid() if model.config.multi_label else wide.softmax(dim=1)
 
 
 def layer_names(model: MHEXForSequenceClassification) -> tuple[str, ...]:

@@ -223,6 +223,7 @@ class MHEXForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyped
         tau_neg: float = 0.1,
         sharpness: Sharpness = "hard",
         exponent: float = 1.0,
+        progress: bool = False,
     ) -> Explanation:
         """Predict, and show the evidence token by token: one forward pass, no gradients.
 
@@ -250,6 +251,7 @@ class MHEXForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyped
             tau_neg: Smallest negative sharpness that is kept.
             sharpness: "hard" or "soft", see `mhex_core.adjusted_weights`.
             exponent: The power of a soft sharpness.
+            progress: Whether a terminal shows a bar while there is more than one batch. Elsewhere there is none.
 
         Returns:
             The explanation of each text, in their order. It holds the evidence of all blocks, so that
@@ -280,6 +282,7 @@ class MHEXForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyped
             decay=decay,
             attention=attention,
             options=options,
+            progress=progress,
         )
 
     def train(self, mode: bool = True) -> Self:

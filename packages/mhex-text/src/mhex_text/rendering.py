@@ -1,4 +1,4 @@
-"""How explanations of texts are shown: as a page of HTML, and in a terminal.
+"""How explanations of texts are shown without a script: as HTML, and in a terminal.
 
 Blue speaks for a class and orange against it, which stay apart with any kind of colour vision; the sign also shows as
 the line below a word. A text's words are measured against the strongest among them, never against those of other texts.
@@ -62,6 +62,20 @@ _STYLE = """
 """
 
 
+class Cut(NamedTuple):
+    """A piece of a text: a word, several that overlap, or what lies between words.
+
+    Attributes:
+        text: As it stands in the text; the cuts of a text put together are the text.
+        words: The places of its words in `TextExplanation.words`; none for what lies between them.
+        seen: Whether the model read it.
+    """
+
+    text: str
+    words: tuple[int, ...]
+    seen: bool
+
+
 class Segment(NamedTuple):
     """A piece of a text: a word with its score, or, where the score is None, what lies between words.
 
@@ -76,56 +90,55 @@ class Segment(NamedTuple):
     seen: bool
 
 
-def segments(explanation: TextExplanation, part: int) -> tuple[Segment, ...]:
+def cuts(explanation: TextExplanation, part: int) -> tuple[Cut, ...]:
     """One text cut into words and what lies between them.
 
-    Words that overlap (a normalizer may make several of one character) are one segment, with the sum of their scores. A
-    word of no characters is a segment without text.
+    Words that overlap (a normalizer may make several of one character) are one cut. A word of no characters is a cut
+    without text.
 
     Args:
         explanation: Of the text.
         part: 0, or 1 for the second text of a pair.
     """
     text, (first, last) = explanation.texts[part], explanation.seen[part]
-    merged: list[tuple[int, int, float]] = []
-    for word in explanation.words:
+    merged: list[tuple[int, int, tuple[int, ...]]] = []
+    for place, word in enumerate(explanation.words):
         if word.part != part:
             continue
         if merged and word.start < merged[-1][1]:
-            start, end, total = merged[-1]
-            merged[-1] = (start, max(end, word.end), total + word.score)
+            start, end, places = merged[-1]
+            merged[-1] = (start, max(end, word.end), (*places, place))
         else:
-            merged.append((word.start, word.end, word.score))
-    found: list[Segment] = []
+            merged.append((word.start, word.end, (place,)))
+    found: list[Cut] = []
     position = 0
-    spans: list[tuple[int, int, float | None]] = [*merged, (len(text), len(text), None)]
-    for start, end, score in spans:
-        cuts = [position, *(cut for cut in (first, last) if position < cut < start), start]
+    for start, end, places in (*merged, (len(text), len(text), ())):
+        bounds = [position, *(bound for bound in (first, last) if position < bound < start), start]
         found += [
-            Segment(text[low:high], None, first <= low < last) for low, high in itertools.pairwise(cuts) if low < high
+            Cut(text[low:high], (), first <= low < last) for low, high in itertools.pairwise(bounds) if low < high
         ]
-        if score is not None:
-            found.append(Segment(text[start:end], score, True))
+        if places:
+            found.append(Cut(text[start:end], places, True))
         position = end
     return tuple(found)
 
 
-def html_page(explanations: Sequence[TextExplanation]) -> str:
-    """A page that needs nothing else: no script, no font, no network, and a policy that forbids them.
+def segments(explanation: TextExplanation, part: int) -> tuple[Segment, ...]:
+    """The same with the sum of the scores of each cut's words.
 
-    Every text is shown to the letter. It fits a phone, and light and dark surroundings.
+    Args:
+        explanation: Of the text.
+        part: 0, or 1 for the second text of a pair.
     """
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><title>Explanation</title>'
-        f"</head><body>{html_fragment(explanations)}</body></html>\n"
+    words = explanation.words
+    return tuple(
+        Segment(cut.text, sum(words[place].score for place in cut.words) if cut.words else None, cut.seen)
+        for cut in cuts(explanation, part)
     )
 
 
 def html_fragment(explanations: Sequence[TextExplanation]) -> str:
-    """What is in the page, for a notebook: one element whose style reaches nothing outside it."""
+    """One element that needs nothing else, and whose style reaches nothing outside it; each text to the letter."""
     style = _STYLE.replace("VARIABLES_LIGHT", _variables(LIGHT)).replace("VARIABLES_DARK", _variables(DARK))
     legend = (
         '<p class="note"><span class="for" style="--s:.8">speaks for</span> the class explained (blue, solid line), '
@@ -202,7 +215,7 @@ def terminal_text(explanations: Sequence[TextExplanation], *, depth: ColourDepth
         lines = [f"text {number} of {len(explanations)}"] if len(explanations) > 1 else []
         lines += _facts(item, printable)
         pieces = [segments(item, part) for part in range(len(item.texts))]
-        top = _strongest(pieces)
+        top = strongest(pieces)
         for part, found in enumerate(pieces):
             lines += ["second text:" if part else "first text:"] if len(pieces) > 1 else []
             written = "".join(_terminal_segment(segment, top, depth) for segment in found)
@@ -235,15 +248,20 @@ def _facts(item: TextExplanation, show: Callable[[str], str]) -> list[str]:
     facts = [f"Prediction: {predicted}, probability {item.probabilities[item.prediction]:.1%}."]
     if item.target != item.prediction:
         facts[0] += f" Explained: {explained}, probability {item.probabilities[item.target]:.1%}."
-    if item.truncated:
-        facts.append(
-            f"The model did not see {item.truncated} of {sum(map(len, item.texts))} characters: "
-            "the text is longer than what it reads."
-        )
-    return facts
+    return [*facts, *([note] if (note := cut_note(item)) else [])]
 
 
-def _strongest(pieces: Sequence[Sequence[Segment]]) -> float:
+def cut_note(item: TextExplanation) -> str:
+    """How much of a text the model did not see, in plain words; nothing where it saw all of it."""
+    if not item.truncated:
+        return ""
+    return (
+        f"The model did not see {item.truncated} of {sum(map(len, item.texts))} characters: "
+        "the text is longer than what it reads."
+    )
+
+
+def strongest(pieces: Sequence[Sequence[Segment]]) -> float:
     """The largest |score| of both texts, or 1 where all are zero."""
     return max((abs(segment.score or 0.0) for found in pieces for segment in found), default=0.0) or 1.0
 
@@ -257,7 +275,7 @@ def _listed(pieces: Sequence[Sequence[Segment]]) -> list[tuple[str, str]]:
 
 def _article(item: TextExplanation) -> str:
     pieces = [segments(item, part) for part in range(len(item.texts))]
-    top = _strongest(pieces)
+    top = strongest(pieces)
     # The direction of writing of a name, or of a word in the table, must not reach what follows.
     facts = "".join(f"<p>{fact}</p>" for fact in _facts(item, lambda name: f"<bdi>{html.escape(name)}</bdi>"))
     areas = []

@@ -30,7 +30,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
@@ -42,6 +41,7 @@ from mhex_text.batching import LengthGroups, TokenizedTexts
 from mhex_text.data import TextBundle
 from mhex_text.history import TextEpoch, TextMetrics, TextTrainingResult, best_epoch
 from mhex_text.modeling import MHEXForSequenceClassification
+from mhex_text.progress import bar
 from mhex_text.recipes import TextRecipe
 from mhex_text.run_files import (
     CHECKPOINTS,
@@ -182,13 +182,11 @@ class _Keeper(TrainerCallback):
         self.trainer.sampler.epoch = round(state.epoch or 0)
         self.trainer.losses = []
         self.start = time.perf_counter()
-        self.bar = tqdm(
-            total=math.ceil(state.max_steps / self.run.recipe.epochs),
-            desc=f"epoch {self.trainer.sampler.epoch + 1}/{self.run.recipe.epochs}",
+        self.bar = bar(
+            math.ceil(state.max_steps / self.run.recipe.epochs),
+            description=f"epoch {self.trainer.sampler.epoch + 1}/{self.run.recipe.epochs}",
             unit="batch",
-            leave=False,
-            # None: a bar on a terminal, nothing where the output is piped.
-            disable=None if self.run.progress and state.is_world_process_zero else True,
+            shown=self.run.progress,
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -247,7 +245,8 @@ class _Run:
     ) -> None:
         self.model: Any = model
         self.tokenizer, self.recipe = tokenizer, recipe
-        self.out, self.seed, self.progress = out, seed, progress
+        self.out, self.seed = out, seed
+        self.progress = progress and os.environ.get("RANK", "0") == "0"
         longest = explaining.most_tokens(model, tokenizer, recipe.max_length)
         self.max_length = recipe.max_length if longest is None else longest
         self.bundle = bundle
@@ -270,7 +269,8 @@ class _Run:
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ValueError("model must have a parameter that is trained, got one that is wholly frozen")
         self.tokens = {
-            name: TokenizedTexts(self.tokenizer, texts, self.max_length) for name, texts in self.bundle.splits().items()
+            name: TokenizedTexts(self.tokenizer, texts, self.max_length, name=name, progress=self.progress)
+            for name, texts in self.bundle.splits().items()
         }
         highest = max(int(tokens.ids.max()) for tokens in self.tokens.values())
         if highest >= self.model.config.vocab_size:
@@ -319,7 +319,10 @@ class _Run:
     def judge(self, split: str) -> TextMetrics | None:
         """How the classifier does on the texts of a split; None where there are none."""
         tokens = self.tokens.get(split)
-        return None if tokens is None else accuracies(self.model, tokens, self.collate, 2 * self.recipe.batch_size)
+        if tokens is None:
+            return None
+        size = 2 * self.recipe.batch_size
+        return accuracies(self.model, tokens, self.collate, size, name=split, progress=self.progress)
 
     def write_log(self) -> None:
         """One row per epoch."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mhex_vision.explanation import Explanation
     from mhex_vision.plain import PlainClassifier, load_classifier
     from mhex_vision.recipes import RECIPES, Recipe
+    from mhex_vision.reporting import report
     from mhex_vision.training import TrainingResult, train
 
 __version__ = version("mhex-vision")
@@ -34,6 +35,7 @@ __all__ = [
     "explain_by",
     "load_classifier",
     "load_data",
+    "report",
     "train",
 ]
 
@@ -54,6 +56,7 @@ _HOMES = {
     "explain_by": "explaining",
     "load_classifier": "plain",
     "load_data": "data",
+    "report": "reporting",
     "train": "training",
 }
 

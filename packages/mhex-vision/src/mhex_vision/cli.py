@@ -1,4 +1,4 @@
-"""The command line: train, explain, batch, evaluate, demo, info.
+"""The command line: train, explain, report, batch, evaluate, demo, info.
 
 Exit status: 0 all done; 1 the command failed, one line on standard error says why; 2 the command line is wrong; 3 some
 images could not be read, all others are done; 130 interrupted.
@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,6 +36,7 @@ _EXAMPLES = """examples:
   mhex-vision train --data bloodmnist --root DIR --backbone resnet18 --epochs 20 --out runs/blood
   mhex-vision train --data photos/ --backbone resnet50 --weights DEFAULT --recipe imagenet-finetune --out runs/photos
   mhex-vision explain --checkpoint runs/blood --input images/ --out explained
+  mhex-vision report --checkpoint runs/blood --data bloodmnist --root DIR --out report.html
   mhex-vision batch --checkpoint runs/blood --input "shards/{000..099}.tar" --out archive --resolution native
   mhex-vision train --data bloodmnist --plain --backbone resnet34 --seed 1 --out runs/judge
   mhex-vision evaluate --checkpoint runs/blood --judge runs/judge --data bloodmnist --out measured
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_explain(commands)
+    _add_report(commands)
     _add_batch(commands)
     _add_evaluate(commands)
     _add_demo(commands)
@@ -169,6 +172,50 @@ def _add_explain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     explain.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
     explain.add_argument("--maps", action="store_true", help="also write each batch's maps as an .npz explanation")
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser(
+        "report",
+        help="write one HTML page in which explanations are looked at and weighed anew",
+        description="Explain images and write one HTML file without need of network or server: a gallery, the maps\n"
+        "of every layer, and sliders for beta and each layer's weight. Unreadable images are named and skipped.",
+        epilog=_METHODS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    report.set_defaults(run=_report)
+    report.add_argument("--checkpoint", required=True, metavar="RUN", help="a folder from `train`, or a hub repository")
+    images = report.add_mutually_exclusive_group(required=True)
+    images.add_argument("--input", type=Path, metavar="FILE|FOLDER", help="an image, or a folder of them")
+    images.add_argument(
+        "--data", metavar="NAME|FOLDER", help="labelled images: a 2D MedMNIST set, synthetic-lesions, or a folder"
+    )
+    report.add_argument("--split", choices=SPLITS, help="which images of --data (default: test)")
+    report.add_argument("--root", type=Path, metavar="DIR", help="where MedMNIST files lie or are downloaded to")
+    report.add_argument("--no-download", action="store_true", help="use only MedMNIST files that are already there")
+    report.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page, such as report.html")
+    report.add_argument("--methods", default="mhex", metavar="A,B", help="to be compared (default: mhex)")
+    report.add_argument("--samples", type=int, default=200, metavar="N", help="a random choice of N (default: 200)")
+    report.add_argument(
+        "--targets",
+        type=int,
+        default=3,
+        metavar="N",
+        help="the N most probable classes are explained, and the true one (default: 3)",
+    )
+    report.add_argument(
+        "--beta", type=float, metavar="X", help="where the slider stands in the classifier's own maps (default: 0)"
+    )
+    report.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    report.add_argument("--seed", type=int, default=0, metavar="S", help="of the data and of the choice (default: 0)")
+    report.add_argument("--title", default="Explanations", metavar="T", help="of the page (default: Explanations)")
+    report.add_argument(
+        "--max-mb",
+        type=float,
+        default=30,
+        metavar="X",
+        help="largest size of the page; less probable classes are left out for it (default: 30)",
+    )
 
 
 def _add_batch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -310,6 +357,13 @@ def _explain(options: argparse.Namespace) -> int:
     return SOME_UNREADABLE if explain(options, _say, _complain) else 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    from mhex_vision.report_command import report
+
+    _one_line_warnings()
+    return SOME_UNREADABLE if report(options, _say, _complain) else 0
+
+
 def _batch(options: argparse.Namespace) -> int:
     from mhex_vision.bulk.command import batch
 
@@ -344,11 +398,20 @@ def _info(options: argparse.Namespace) -> int:
 def _say(line: str) -> None:
     # Flushed: whoever pipes the output wants to see an epoch when it is done. Of several processes one speaks.
     if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)
+        with _bars_aside():
+            print(line, flush=True)
 
 
 def _complain(line: str) -> None:
-    print(f"mhex-vision: {line}", file=sys.stderr, flush=True)
+    with _bars_aside():
+        print(f"mhex-vision: {line}", file=sys.stderr, flush=True)
+
+
+def _bars_aside() -> AbstractContextManager[None]:
+    # Imported late: `--help` comes through here.
+    from mhex_vision.progress import aside
+
+    return aside()
 
 
 def _one_line_warnings() -> None:

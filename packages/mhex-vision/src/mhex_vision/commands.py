@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from mhex_vision.explainers.own import OwnSaliency
 from mhex_vision.explaining import explain_by
 from mhex_vision.explanation import Explanation
 from mhex_vision.plain import PlainClassifier, load_classifier
+from mhex_vision.progress import counter
 from mhex_vision.recipes import RECIPES
 from mhex_vision.training import Epoch
 from mhex_vision.training import train as train_model
@@ -131,7 +133,7 @@ def _trained(options: argparse.Namespace, data: DataBundle) -> PlainClassifier:
     if options.weights is not None:
         raise ValueError(f"--weights: {options.backbone} is trained already")
     if options.freeze_backbone:
-        _check_classes("--backbone", source, data)
+        check_classes("--backbone", source, data)
     return source
 
 
@@ -139,7 +141,8 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
     """`mhex-vision explain`; returns how many images could not be read."""
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
-    files = _image_files(options.input, options.out)
+    files = image_files(options.input, options.out)
+    find_own_functions()
     method = parse(options.method)
     if options.beta is not None:
         if not isinstance(method, OwnSaliency):
@@ -164,20 +167,23 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
         rejected.append({"file": str(path), "reason": reason})
         complain(f"skipped: {reason}")
 
-    for number, (paths, images) in enumerate(_batches(files, preprocessing, options.batch_size, reject)):
-        device = next(model.parameters()).device
-        inputs = preprocessing.normalize(images.to(device))
-        explanation = explain_by(model, inputs, method, target, name=options.method).to("cpu")
-        overlays = explanation.overlay()
-        for index, path in enumerate(paths):
-            relative = path.relative_to(base)
-            drawn = options.out / relative.with_name(relative.name + ".png")
-            drawn.parent.mkdir(parents=True, exist_ok=True)
-            drawing.save_png(overlays[index], drawn)
-            entries.append(_entry(explanation, index, path, drawn.relative_to(options.out)))
-        if options.maps:
-            (options.out / MAPS_FOLDER).mkdir(exist_ok=True)
-            explanation.save(options.out / MAPS_FOLDER / f"{number:06d}.npz")
+    batches = readable_batches(files, preprocessing, options.batch_size, reject)
+    with counter(desc="explaining", total=len(files), unit="image") as shown:
+        for number, (paths, images) in enumerate(batches):
+            device = next(model.parameters()).device
+            inputs = preprocessing.normalize(images.to(device))
+            explanation = explain_by(model, inputs, method, target, name=options.method).to("cpu")
+            overlays = explanation.overlay()
+            for index, path in enumerate(paths):
+                relative = path.relative_to(base)
+                drawn = options.out / relative.with_name(relative.name + ".png")
+                drawn.parent.mkdir(parents=True, exist_ok=True)
+                drawing.save_png(overlays[index], drawn)
+                entries.append(_entry(explanation, index, path, drawn.relative_to(options.out)))
+            if options.maps:
+                (options.out / MAPS_FOLDER).mkdir(exist_ok=True)
+                explanation.save(options.out / MAPS_FOLDER / f"{number:06d}.npz")
+            shown.update(len(paths))
     record = {
         "checkpoint": str(options.checkpoint),
         "method": options.method,
@@ -189,6 +195,10 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
     }
     checkpoint.write_text(options.out / JSON_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     say(f"explained {len(entries)} of {len(files)} images; wrote {options.out / JSON_FILE} and an overlay for each")
+    if entries:
+        again = f"--checkpoint {quoted(options.checkpoint)} --input {quoted(options.input)}"
+        again += f" --methods {quoted(options.method)}" if options.method != "mhex" else ""
+        say(f"next, to weigh them anew in a browser: mhex-vision report {again} --out report.html")
     return len(rejected)
 
 
@@ -211,14 +221,12 @@ def evaluate(options: argparse.Namespace, say: Say) -> int:
     if images is None:
         raise ValueError(f"--split: {data.name} has no {options.split} images")
     for name, network in (("--checkpoint", model), ("--judge", judge)):
-        _check_classes(name, network, data)
+        check_classes(name, network, data)
     if options.masks is not None:
         if not isinstance(images, FolderImages):
             raise ValueError(f"--masks goes with a folder of images, and {data.name} is none")
         images = images.with_masks(options.masks)
-    # Whoever names a function of their own means the one in the folder they are in.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    find_own_functions()
     methods, metrics = listed(options.methods), listed(options.metrics)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
@@ -246,6 +254,10 @@ def evaluate(options: argparse.Namespace, say: Say) -> int:
     say(comparison.to_text(summaries))
     compared, wanted = len(comparison.places), comparison.settings["compared"]
     say(f"{compared} of {wanted} images, means with 95 % bootstrap intervals; wrote {options.out}")
+    again = f"--checkpoint {quoted(options.checkpoint)} --data {quoted(options.data)} --split {options.split}"
+    again += f" --root {quoted(options.root)}" if options.root is not None else ""
+    again += f" --methods {quoted(options.methods)} --out report.html"
+    say(f"next, to look at the maps: mhex-vision report {again}")
     return 0 if data.multi_label else wanted - compared
 
 
@@ -285,7 +297,18 @@ def info(options: argparse.Namespace, say: Say) -> None:
         say(f"  parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
 
 
-def _check_classes(name: str, network: MHEXClassifier | PlainClassifier, data: DataBundle) -> None:
+def find_own_functions() -> None:
+    """Whoever names a function of their own means the one in the folder they are in."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
+def quoted(value: object) -> str:
+    """A word of a command line that can be copied into a shell."""
+    return shlex.quote(str(value))
+
+
+def check_classes(name: str, network: MHEXClassifier | PlainClassifier, data: DataBundle) -> None:
     """A judge of other classes would judge something else without a word."""
     known = network.config.class_names or data.class_names
     if network.config.num_classes != data.num_classes or known != data.class_names:
@@ -295,7 +318,7 @@ def _check_classes(name: str, network: MHEXClassifier | PlainClassifier, data: D
         )
 
 
-def _image_files(source: Path, out: Path) -> list[Path]:
+def image_files(source: Path, out: Path) -> list[Path]:
     """The file itself, or every file in a folder that is called like an image; not what an earlier call wrote there."""
     if source.is_file():
         return [source]
@@ -319,7 +342,7 @@ def _image_files(source: Path, out: Path) -> list[Path]:
     return files
 
 
-def _batches(
+def readable_batches(
     files: list[Path], preprocessing: Preprocessing, size: int, reject: Callable[[Path, str], None]
 ) -> Iterator[tuple[list[Path], torch.Tensor]]:
     """Readable images, some at a time; the others go to `reject`."""

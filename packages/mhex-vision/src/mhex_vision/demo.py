@@ -16,7 +16,9 @@ from mhex_vision.data import load_data
 from mhex_vision.data.sets import ArrayImages, DataBundle
 from mhex_vision.explainers import explainer
 from mhex_vision.explanation import Explanation
+from mhex_vision.exploring import batches_of, chosen_places, explore
 from mhex_vision.metrics.localization import mass_inside, pointing_game
+from mhex_vision.progress import bar
 from mhex_vision.recipes import RECIPES
 from mhex_vision.training import Epoch, train
 
@@ -24,8 +26,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from mhex_core.explorer import ExplorerPage
+
 FIGURE_FILE = "demo.png"
 EXPLANATION_FILE = "explanation.npz"
+PAGE_FILE = "report.html"
+
+_PAGE_SAMPLES = 200
+_BATCH = 128
 
 
 def run_demo(
@@ -34,7 +42,7 @@ def run_demo(
     """Train on synthetic lesions, explain the test images, and write what a user would look at first.
 
     Args:
-        out: A folder: the checkpoint, `demo.png` and `explanation.npz` of the shown samples.
+        out: A folder: the checkpoint, `demo.png` and `explanation.npz` of the shown samples, `report.html`.
         epochs: None for the recipe's.
         seed: Of weights, order and images.
         overwrite: Whether another run in `out` may be replaced.
@@ -69,14 +77,34 @@ def run_demo(
     shown = _one_of_each_class(explanation, test)
     drawing.save_figure(beta_figure(shown), out / FIGURE_FILE, dpi=110)
     shown.save(out / EXPLANATION_FILE)
+    page = lesions_page(model, data, test, seed=seed)
+    page.save(out / PAGE_FILE)
     say(f"wrote {out / FIGURE_FILE}, {out / EXPLANATION_FILE} and the checkpoint in {out}")
+    say(f"wrote {out / PAGE_FILE}: {page.samples} test images, to be weighed anew in any browser")
     say(f"done in {time.perf_counter() - start:.0f} s; next, with images of your own:")
     say(f"  mhex-vision explain --checkpoint {out} --input FILE --out DIR")
 
 
-def explain_all(model: MHEXClassifier, data: DataBundle, images: ArrayImages, *, batch_size: int = 128) -> Explanation:
+def lesions_page(model: MHEXClassifier, data: DataBundle, images: ArrayImages, *, seed: int = 0) -> ExplorerPage:
+    """Some of the images as a page: every class of each, the predicted one first."""
+    places = chosen_places(len(images), _PAGE_SAMPLES, seed)
+    return explore(
+        model,
+        batches_of(images, places, data, model, size=_BATCH),
+        {"mhex": explainer("mhex")},
+        count=-(-len(places) // _BATCH),
+        targets=data.num_classes,
+        title="Synthetic lesions",
+        about={"images": f"{data.name}, {len(places)} of {len(images)} test images by chance"},
+    )
+
+
+def explain_all(
+    model: MHEXClassifier, data: DataBundle, images: ArrayImages, *, batch_size: int = _BATCH
+) -> Explanation:
     """One explanation of a whole set of images in memory."""
-    parts = [model.explain(data.preprocessing.normalize(part)) for part in torch.split(images.images, batch_size)]
+    with bar(torch.split(images.images, batch_size), desc="explaining") as shown:
+        parts = [model.explain(data.preprocessing.normalize(part)) for part in shown]
     return Explanation.concatenate(parts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,13 +22,11 @@ COLORMAP = "inferno"
 DIVERGING = "RdBu_r"
 """For signed maps: red for, blue against, white for neither; told apart with any kind of colour vision."""
 
-_TITLE_WIDTH = 20  # characters
-
 
 class Row(NamedTuple):
     """One sample in a figure: its image (3, H, W) uint8, a title, named maps, and the map to lay over the image.
 
-    Maps with negative values lie in [-1, 1] and are drawn in `DIVERGING`, all others in [0, 1].
+    Maps lie in [0, 1], or where evidence against a class shows in [-1, 1].
     """
 
     image: Tensor
@@ -105,44 +102,16 @@ def save_png(image: Tensor, path: Path) -> None:
 
 
 def save_figure(figure: Figure, path: Path, *, dpi: int = 150) -> None:
-    """Write a matplotlib figure as a PNG, in one step."""
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=dpi))
+    """Write a matplotlib figure in one step: as PDF or SVG if the name ends so, else as PNG."""
+    kind = path.suffix.lower().removeprefix(".")
+    chosen = kind if kind in ("pdf", "svg") else "png"
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format=chosen, dpi=dpi))
 
 
-def figure(rows: Sequence[Row], *, colormap: str | None = None) -> Figure:
-    """Image, overlay and maps of each sample in one row. Not registered with pyplot: nothing to close."""
-    from matplotlib.figure import Figure
+def figure(
+    rows: Sequence[Row], *, colormap: str | None = None, width: float | None = None, signed: bool | None = None
+) -> Figure:
+    """Image, overlay and maps of each sample, see `figures.draw`. Not registered with pyplot: nothing to close."""
+    from mhex_vision.figures import draw
 
-    columns = 2 + max(len(row.maps) for row in rows)
-    fig = Figure(figsize=(1.35 * columns, 1.5 * len(rows) + 0.25), layout="constrained")
-    axes = fig.subplots(len(rows), columns, squeeze=False)
-    for line, row in zip(axes, rows, strict=True):
-        for axis in line:
-            axis.set_axis_off()
-        picture = row.image.movedim(0, -1).cpu().numpy()
-        line[0].imshow(picture)
-        line[0].set_title(_wrapped(row.title), fontsize=7)
-        signed = bool((row.overlay < 0).any())
-        over = overlay(row.image.unsqueeze(0), row.overlay.unsqueeze(0), colormap=colormap, signed=signed)[0]
-        line[1].imshow(over.movedim(0, -1).numpy())
-        line[1].set_title("overlay", fontsize=7)
-        for axis, (name, saliency) in zip(line[2:], row.maps, strict=False):
-            shown = saliency.detach().float().cpu().numpy()
-            lowest, default = (-1, DIVERGING) if (shown < 0).any() else (0, COLORMAP)
-            axis.imshow(shown, cmap=colormap or default, vmin=lowest, vmax=1)
-            axis.set_title(_wrapped(name), fontsize=7)
-    return fig
-
-
-def _wrapped(title: str) -> str:
-    """A title in lines no wider than the picture below it, broken at spaces and behind colons and commas."""
-    lines: list[str] = []
-    for given in title.splitlines():
-        line = ""
-        for part in re.findall(r"[^\s:,]+[:,]?\s?|\S", given):
-            if line and len(line) + len(part.rstrip()) > _TITLE_WIDTH:
-                lines.append(line.rstrip())
-                line = ""
-            line += part
-        lines.append(line.rstrip())
-    return "\n".join(lines)
+    return draw(rows, colormap=colormap, width=width, signed=signed)

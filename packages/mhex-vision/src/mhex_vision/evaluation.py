@@ -6,7 +6,7 @@ Letters: B batch, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 from mhex_core import DeepSupervisionLoss
 from mhex_vision.classifier import ClassifierOutput, MHEXClassifier
 from mhex_vision.data.sets import Batch, DataBundle, ImageSet, keep_batch
+from mhex_vision.progress import bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,13 @@ class Metrics:
 
 
 def evaluate(
-    model: nn.Module, images: ImageSet, data: DataBundle, *, batch_size: int = 256, workers: int = 0
+    model: nn.Module,
+    images: ImageSet,
+    data: DataBundle,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    progress: bool = True,
 ) -> Metrics:
     """Judge a network on one set of images, on the device it is on.
 
@@ -48,11 +55,13 @@ def evaluate(
         data: The bundle they belong to.
         batch_size: Images at a time.
         workers: Processes that decode image files.
+        progress: Whether a terminal shows a bar.
     """
     batches = IndexBatches(len(images), batch_size)
     loader = batch_loader(images, batches, workers=workers)
     device = next(model.parameters()).device
-    return metrics_of(tally(model, loader, data, device))
+    with bar(loader, desc="evaluating", shown=progress) as shown:
+        return metrics_of(tally(model, shown, data, device))
 
 
 class IndexBatches(Sampler[list[int]]):
@@ -87,7 +96,7 @@ def batch_loader(images: ImageSet, batches: IndexBatches, *, workers: int) -> Da
     return DataLoader(images, batch_sampler=batches, collate_fn=cast("Any", keep_batch), num_workers=workers)
 
 
-def tally(network: nn.Module, loader: DataLoader[Batch], data: DataBundle, device: torch.device) -> Tensor:
+def tally(network: nn.Module, loader: Iterable[Batch], data: DataBundle, device: torch.device) -> Tensor:
     """Sums over images: [count, loss, right predictions, right predictions of each head], float64."""
     judge = DeepSupervisionLoss(multi_label=data.multi_label, reduction="none")
     was_training = network.training

@@ -57,15 +57,8 @@ def explain_by(
     images = _checks.tensor("images", images, ndim=4)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    with torch.no_grad(), in_evaluation_mode(model):
-        output = model(images)
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"model must give logits of shape ({len(images)}, K), got {came}")
-        config = model.config if isinstance(model, MHEXClassifier | PlainClassifier) else None
-        multi_label = config is not None and config.multi_label
-        probabilities = wide(logits).sigmoid() if multi_label else wide(logits).softmax(dim=1)
+    probabilities = predicted(model, images)
+    config = model.config if isinstance(model, MHEXClassifier | PlainClassifier) else None
     targets = _targets(target, probabilities)
     preprocessing = None if config is None else config.preprocessing
     shown = keep_images and preprocessing is not None and images.shape[1] == 3
@@ -77,6 +70,26 @@ def explain_by(
         class_names=() if config is None else config.class_names,
         images=preprocessing.denormalize(images) if shown and preprocessing is not None else None,
     )
+
+
+def predicted(model: nn.Module, images: Tensor) -> Tensor:
+    """What a network in evaluation mode predicts: (B, K) probabilities, of independent classes where it says so.
+
+    Args:
+        model: As for `explain_by`.
+        images: (B, C, H, W), normalised as in training.
+
+    Raises:
+        ValueError: The model does not give (B, K) logits.
+    """
+    with torch.no_grad(), in_evaluation_mode(model):
+        output = model(images)
+        logits = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"model must give logits of shape ({len(images)}, K), got {came}")
+        multi_label = isinstance(model, MHEXClassifier | PlainClassifier) and model.config.multi_label
+        return wide(logits).sigmoid() if multi_label else wide(logits).softmax(dim=1)
 
 
 def _chosen(method: str | Explainer, options: dict[str, Any]) -> tuple[str, Explainer]:

@@ -24,7 +24,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import AdamW
-from tqdm import tqdm
 
 from mhex_core import DeepSupervisionLoss
 from mhex_vision import checkpoint
@@ -33,6 +32,7 @@ from mhex_vision.data.augment import imagenet_augmentation
 from mhex_vision.data.sets import Batch, DataBundle, FolderImages, ImageSet
 from mhex_vision.evaluation import IndexBatches, Metrics, batch_loader, metrics_of, tally
 from mhex_vision.plain import PlainClassifier
+from mhex_vision.progress import bar
 from mhex_vision.recipes import Recipe
 
 RESUME_FILE = "resume.safetensors"
@@ -195,7 +195,7 @@ class _Run:
         self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
         checkpoint.load_weights(self.network, self.out)
         self.network.eval()
-        test = None if self.data.test is None else self._judge(self.data.test)
+        test = None if self.data.test is None else self._judge(self.data.test, "test")
         result = TrainingResult(history=tuple(self.history), best_epoch=self.best_epoch, test=test)
         if self.accelerator.is_main_process:
             self._write_log(result)
@@ -211,36 +211,30 @@ class _Run:
         losses: list[Tensor] = []
         steps = self.recipe.epochs * len(self.batches)
         rate = self.recipe.learning_rate
-        bar = tqdm(
-            self.loader,
-            desc=f"epoch {index + 1}/{self.recipe.epochs}",
-            unit="batch",
-            leave=False,
-            # None: a bar on a terminal, nothing where the output is piped.
-            disable=None if self.accelerator.is_main_process else True,
-        )
-        for step, batch in enumerate(bar):
-            if len(batch.images) < 2:  # batch statistics need two
-                if self.accelerator.num_processes > 1:
-                    raise RuntimeError("a whole batch of image files is unreadable; remove the files warned about")
-                continue
-            rate = self.recipe.learning_rate_at(index * len(self.batches) + step, steps)
-            for group in self.prepared_optimizer.param_groups:
-                group["lr"] = rate
-            images, labels = self._to_device(batch)
-            with self.accelerator.autocast():
-                output = self.prepared(images)
-            loss = self.loss(_supervised(self.network, output), labels)
-            self.prepared_optimizer.zero_grad()
-            self.accelerator.backward(loss)
-            self.prepared_optimizer.step()
-            losses.append(loss.detach())
+        name = f"epoch {index + 1}/{self.recipe.epochs}"
+        with bar(self.loader, desc=name, shown=self.accelerator.is_main_process) as batches:
+            for step, batch in enumerate(batches):
+                if len(batch.images) < 2:  # batch statistics need two
+                    if self.accelerator.num_processes > 1:
+                        raise RuntimeError("a whole batch of image files is unreadable; remove the files warned about")
+                    continue
+                rate = self.recipe.learning_rate_at(index * len(self.batches) + step, steps)
+                for group in self.prepared_optimizer.param_groups:
+                    group["lr"] = rate
+                images, labels = self._to_device(batch)
+                with self.accelerator.autocast():
+                    output = self.prepared(images)
+                loss = self.loss(_supervised(self.network, output), labels)
+                self.prepared_optimizer.zero_grad()
+                self.accelerator.backward(loss)
+                self.prepared_optimizer.step()
+                losses.append(loss.detach())
         if not losses:
             raise RuntimeError("no batch of training images holds two that can be read, and batch statistics need two")
         mean = float(self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
         if not math.isfinite(mean):
             raise RuntimeError(f"the loss of epoch {index + 1} is {mean}; lower the learning rate")
-        validation = None if self.data.validation is None else self._judge(self.data.validation)
+        validation = None if self.data.validation is None else self._judge(self.data.validation, f"{name}, validation")
         return Epoch(
             epoch=index + 1,
             learning_rate=rate,
@@ -249,7 +243,7 @@ class _Run:
             seconds=time.perf_counter() - start,
         )
 
-    def _judge(self, images: ImageSet) -> Metrics:
+    def _judge(self, images: ImageSet, name: str) -> Metrics:
         """Every process takes its share of the images, each image once; the counts are then added up."""
         batches = IndexBatches(
             len(images),
@@ -258,7 +252,8 @@ class _Run:
             world=self.accelerator.num_processes,
         )
         loader = batch_loader(images, batches, workers=self.workers)
-        sums = tally(self.network, loader, self.data, self.accelerator.device)
+        with bar(loader, desc=name, shown=self.accelerator.is_main_process) as shown:
+            sums = tally(self.network, shown, self.data, self.accelerator.device)
         return metrics_of(cast("Tensor", self.accelerator.reduce(sums, reduction="sum")))
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -21,8 +21,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mhex_core.bulk.cluster_stages import Carried, Conductor, Layout, Marks, first_line, look, versions
+from mhex_core.bulk.cluster_stages import Carried, Conductor, Layout, Marks, first_line, look
 from mhex_core.bulk.job import BulkJob
+from mhex_core.bulk.manifest import versions
 from mhex_core.bulk.options import BulkOptions
 from mhex_core.bulk.pipeline import cores
 from mhex_core.bulk.plan import RunPlan

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from mhex_core.bulk.job import BulkJob, Decoded, Reader
+from mhex_core.bulk.manifest import versions
 from mhex_core.bulk.pipeline import ShardPipeline
 from mhex_core.bulk.plan import RunPlan
 from mhex_core.bulk.shards import ShardRecord
@@ -358,11 +359,6 @@ def first_line(error: BaseException) -> str:
     """What an exception says, as far as its first line."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
-
-
-def versions() -> dict[str, str]:
-    """Of what decides a file's bytes."""
-    return {name: metadata.version(name) for name in ("mhex-core", "torch", "pyarrow")}
 
 
 def look(state: Path, sources: list[str], wanted: Mapping[str, str]) -> str | None:

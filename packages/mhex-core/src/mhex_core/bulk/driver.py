@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from mhex_core.bulk.embedded import run_embedded
 from mhex_core.bulk.job import BulkJob
-from mhex_core.bulk.manifest import read_manifest, write_manifest, write_rejected
+from mhex_core.bulk.manifest import read_manifest, versions, write_manifest, write_rejected
 from mhex_core.bulk.options import BulkOptions, BulkSummary
 from mhex_core.bulk.pipeline import cores
 from mhex_core.bulk.plan import (
@@ -71,7 +71,7 @@ def run(
     with _held(folder):
         if options.overwrite:
             _remove(folder)
-        plan = _prepared(job, folder, options, say)
+        plan = _prepared(job, folder, options, say, complain)
         done, damaged = committed(plan)
         _sweep(folder, damaged, complain)
         before = sum(stop - start for start, stop in map(plan.bounds, done))
@@ -191,7 +191,7 @@ def _remove(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _prepared(job: BulkJob, folder: Path, options: BulkOptions, say: Say | None) -> RunPlan:
+def _prepared(job: BulkJob, folder: Path, options: BulkOptions, say: Say | None, complain: Say | None) -> RunPlan:
     """The plan of a run that is there, or of a new one."""
     found = read_manifest(folder)
     settings = json.loads(json.dumps(dict(job.settings)))
@@ -218,6 +218,7 @@ def _prepared(job: BulkJob, folder: Path, options: BulkOptions, say: Say | None)
                 f"{folder} holds a run with another {other[0]} ({held!r}, not {asked!r}); choose another folder, or "
                 "overwrite"
             )
+        _compare(found["versions"], folder, complain)
         shard_size = int(found["shard_size"])
         if options.shard_size not in (None, shard_size):
             raise ValueError(
@@ -239,6 +240,13 @@ def _prepared(job: BulkJob, folder: Path, options: BulkOptions, say: Say | None)
     elif found["digest"] != plan.digest:
         raise ValueError(f"{listing} was changed since the run in {folder} began; choose another folder, or overwrite")
     return plan
+
+
+def _compare(begun: Mapping[str, str], folder: Path, complain: Say | None) -> None:
+    """Say so if what is missing will be made by other libraries than what is there."""
+    for name, now in versions().items():
+        if begun.get(name) != now and complain is not None:
+            complain(f"{folder} was begun with {name} {begun.get(name)}; with {now} last digits may differ")
 
 
 def _sweep(folder: Path, damaged: list[Path], complain: Say | None) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mhex_core import native
 from mhex_core.bulk.job import BulkJob
 from mhex_core.bulk.plan import DATA_FOLDER, MANIFEST_FILE, REJECTED_FILE, RunPlan
 from mhex_core.bulk.shards import Reject, ShardRecord, full_schema
@@ -15,6 +17,12 @@ from mhex_core.files import write_atomically
 
 FORMAT = "mhex-bulk"
 FORMAT_VERSION = 1
+
+
+def versions() -> dict[str, str]:
+    """Of what decides a file's last digits, besides the settings."""
+    found = {name: metadata.version(name) for name in ("mhex-core", "torch", "pyarrow")}
+    return found | {"saliency": native.status().backend}
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:
@@ -28,7 +36,7 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] != FORMAT or found["version"] != FORMAT_VERSION:
+        if found["format"] != FORMAT or found["version"] != FORMAT_VERSION or not isinstance(found["versions"], dict):
             raise ValueError(f"format {found['format']!r}, version {found['version']!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no manifest of such a run ({error}); choose another folder") from error
@@ -38,7 +46,8 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
 def write_manifest(
     job: BulkJob, out: Path, shard_size: int, plan: RunPlan | None, done: Mapping[int, ShardRecord]
 ) -> None:
-    """Write the manifest. Two runs over the same inputs write the same bytes."""
+    """Write the manifest. Two runs over the same inputs write the same bytes; versions are those at the beginning."""
+    before = read_manifest(out)
     records = [done[number] for number in sorted(done)]
     text = {
         "format": FORMAT,
@@ -47,6 +56,7 @@ def write_manifest(
         "complete": plan is not None and len(records) == plan.shards(),
         "settings": dict(job.settings),
         "about": dict(job.about),
+        "versions": versions() if before is None else before["versions"],
         "shard_size": shard_size,
         "inputs": None if plan is None else plan.inputs,
         "digest": None if plan is None else plan.digest,

@@ -45,7 +45,7 @@ class Progress:
         self._begun = self._last = time.monotonic()
         self._bar: tqdm[Any] | None = None
         if say is not None and sys.stderr.isatty():
-            self._bar = tqdm(total=total, unit="", desc="explained", smoothing=0.05, dynamic_ncols=True)
+            self._bar = tqdm(total=total, unit="", desc="explained", smoothing=0.05, leave=False, dynamic_ncols=True)
 
     def __enter__(self) -> Self:
         return self

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mhex_text.bulk import explain_many
-from mhex_text.commands import _layers
+from mhex_text.commands import layers_of
 
 if TYPE_CHECKING:
-    from mhex_core.bulk import BulkSummary, Engine
+    from mhex_core.bulk import BulkSummary
 
 Say = Callable[[str], None]
 
@@ -20,17 +18,8 @@ Say = Callable[[str], None]
 def batch(options: argparse.Namespace, say: Say, complain: Say) -> BulkSummary:
     """Explain many texts into Parquet files, and say what came of it."""
     from mhex_core.bulk import told
+    from mhex_core.bulk.flags import running
 
-    for name, least in (("batch_size", 1), ("max_length", 1), ("shard_size", 1), ("lanes", 1), ("workers", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    engine: Engine = options.engine or ("embedded" if options.address is None else "ray")
-    if options.address is not None and engine != "ray":
-        raise ValueError(f"--address must come with --engine ray, got --engine {engine}")
-    # Whoever names a function of their own means the one in the folder they are in.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     summary = explain_many(
         options.checkpoint,
         options.input,
@@ -40,20 +29,12 @@ def batch(options: argparse.Namespace, say: Say, complain: Say) -> BulkSummary:
         id_column=options.id_column,
         target=options.target,
         method=options.method,
-        layers=_layers("--layers", options.layers),
+        layers=layers_of("--layers", options.layers),
         beta=options.beta,
         attention=options.attention,
         max_length=options.max_length,
         keep_text=not options.no_text,
-        autocast=options.autocast,
-        compile=options.compile,
-        batch_size=options.batch_size,
-        shard_size=options.shard_size,
-        workers=options.workers,
-        lanes=options.lanes,
-        engine=engine,
-        address=options.address,
-        overwrite=options.overwrite,
+        **running(options),
         say=say,
         complain=complain,
     )

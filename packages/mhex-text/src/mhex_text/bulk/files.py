@@ -69,11 +69,7 @@ class Layout:
         reason = why_unusable(cells, first, second, 0, len(self.columns))
         if reason is not None:
             return reason
-        texts = (first,) if second is None else (first, second)
-        # JSON can spell what no file could hold.
-        if any("\ud800" <= letter <= "\udfff" for text in texts if not text.isascii() for letter in text):
-            return "half of a surrogate pair"
-        return texts
+        return (first,) if second is None else (first, second)
 
 
 def columns_of(path: Path, kind: str) -> tuple[str, ...]:

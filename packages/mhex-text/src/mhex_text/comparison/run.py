@@ -18,7 +18,6 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mhex_core import _checks
 from mhex_core.files import write_atomically
@@ -32,6 +31,7 @@ from mhex_text.comparison.texts import Choice, LabelledTexts, rationale_tokens
 from mhex_text.explainers import TextExplainer, parse
 from mhex_text.explainers.interface import finished
 from mhex_text.judge import TextJudge
+from mhex_text.progress import bar
 
 
 def compare(
@@ -202,21 +202,20 @@ def _work_through(
     progress: bool,
 ) -> None:
     """Do every piece that is not there yet."""
-    bar = tqdm(total=len(explainers) * len(batches), unit="batch", disable=None if progress else True, leave=False)
     # Batches outside, methods inside: a text is tokenized, and judged as it is, once.
-    with bar:
+    with bar(len(explainers) * len(batches), unit="batch", shown=progress) as shown:
         for number, part in enumerate(batches):
             missing = [name for name in explainers if not pieces.path(name, number).is_file()]
-            bar.update(len(explainers) - len(missing))
+            shown.update(len(explainers) - len(missing))
             if not missing:
                 continue
             prepared = _Prepared(run, part)
             for name in missing:
-                bar.set_description(name)
+                shown.set_description(name)
                 path = pieces.path(name, number)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, _writer(run.measure(name, explainers[name], prepared)))
-                bar.update()
+                shown.update()
 
 
 def _measures(metrics: Sequence[str]) -> list[Measure]:

@@ -96,6 +96,9 @@ def why_unusable(cells: Sequence[Any] | None, text: Any, pair: Any, label: Any, 
     values = [value for value in (text, pair, label) if isinstance(value, str)]
     if any("\udc80" <= letter <= "\udcff" for value in values for letter in value if letter > "\ud7ff"):
         return "not UTF-8"
+    # JSON can spell what no file could hold.
+    if any("\ud800" <= letter <= "\udfff" for value in values if not value.isascii() for letter in value):
+        return "half of a surrogate pair"
     for name, value in (("text", text), ("pair", pair)):
         if (name == "text" or value is not None) and not (isinstance(value, str) and value.strip()):
             return f"no {name}"

@@ -50,7 +50,7 @@ def csv_records(
         skip: Whether the first record, a header, is left out.
         width: How many cells a record must have; None takes any number.
     """
-    start = 0
+    start, headed = 0, skip
     while start < len(lines):
         reader = csv.reader((lines[index] for index in range(start, len(lines))), strict=True)
         begin = first = start
@@ -69,7 +69,9 @@ def csv_records(
                 yield first + 1, None
                 start = first + 1
                 break
-            if cells and not (skip and first == 0):
+            if cells and headed:
+                headed = False
+            elif cells:
                 yield first + 1, cells
             first = end
 

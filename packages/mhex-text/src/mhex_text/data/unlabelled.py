@@ -77,7 +77,8 @@ def _usable(records: Iterable[Record], place: int, other: int | None, width: int
     lines, rejected = [], []
     for line, cells in records:
         first = "" if cells is None else cells[place]
-        second = None if other is None else "" if cells is None else cells[other]
+        # Nothing in the place of a second text is one that is missing.
+        second = None if other is None else "" if cells is None else (cells[other] or "")
         reason = why_unusable(cells, first, second, 0, width)
         if reason is not None:
             rejected.append((line, reason))

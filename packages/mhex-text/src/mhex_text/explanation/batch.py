@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Self, TextIO, overload
+from typing import TYPE_CHECKING, Any, Self, TextIO, overload
 
 import torch
 from torch import Tensor
@@ -17,9 +17,12 @@ from torch import Tensor
 from mhex_core.files import write_atomically
 from mhex_text import rendering
 from mhex_text.explanation.document import read_document, write_document
-from mhex_text.explanation.evidence import check_lengths, classes_of, explained_text, stacked
+from mhex_text.explanation.evidence import check_lengths, classes_of, explained_text, head_chances, stacked
 from mhex_text.explanation.records import ExplanationSettings, Layers, as_tuple, spread_weights
 from mhex_text.explanation.text import TextExplanation, reweigh
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,6 +76,7 @@ class Explanation(Sequence[TextExplanation]):
         layers: Layers = 3,
         layer_weights: Sequence[float] | None = None,
         decay: float = 1.0,
+        head_probabilities: Sequence[Tensor] = (),
     ) -> Self:
         """Put together what a tokenizer and a model gave for one batch.
 
@@ -92,6 +96,7 @@ class Explanation(Sequence[TextExplanation]):
             layers: How many of the first layers are added up (later ones over-smooth), or their indices, or "all".
             layer_weights: One number for each layer that is added up; None means decay^(their number - place).
             decay: In [0, 1]; 1 weighs all layers alike. Not used when `layer_weights` is given.
+            head_probabilities: What each layer's head predicts, L tensors (B, K), or nothing.
 
         Returns:
             The explanation. What lies outside the tokens of a text counts as not seen by the model, unless it is
@@ -116,6 +121,7 @@ class Explanation(Sequence[TextExplanation]):
         spans = offsets.tolist() if isinstance(offsets, Tensor) else offsets
         check_lengths(batch, length, parts, offsets=spans, word_ids=word_ids, sequence_ids=sequence_ids)
         chances, targets = classes_of(probabilities, target, batch=batch)
+        heads = head_chances(head_probabilities, batch=batch, classes=probabilities.shape[1], layers=count)
         shares = torch.tensor(weights, dtype=torch.float64) * (plus + settings.beta * minus)
         items = []
         for index, given in enumerate(parts):
@@ -129,7 +135,14 @@ class Explanation(Sequence[TextExplanation]):
                 strict=True,
             )
             items.append(
-                explained_text(given, rows, probabilities=chances[index], target=targets[index], settings=settings)
+                explained_text(
+                    given,
+                    rows,
+                    probabilities=chances[index],
+                    target=targets[index],
+                    settings=settings,
+                    heads=heads[index],
+                )
             )
         return cls(tuple(items), settings)
 
@@ -209,18 +222,47 @@ class Explanation(Sequence[TextExplanation]):
         settings = self.settings.reweighted(beta=beta, layers=layers, layer_weights=layer_weights)
         return replace(self, items=tuple(reweigh(item, settings) for item in self), settings=settings)
 
-    def to_html(self) -> str:
-        """One page of HTML that needs nothing else, see `mhex_text.rendering.html_page`."""
-        return rendering.html_page(self)
+    def to_html(
+        self,
+        *,
+        names: Sequence[str] | None = None,
+        labels: Sequence[int | str | None] | None = None,
+        title: str = "Explanations",
+        max_bytes: int | None = None,
+    ) -> str:
+        """The explorer: one page of HTML that needs nothing else, no server and no network; see `mhex_text.report`.
 
-    def save_html(self, path: str | Path) -> Path:
-        """Write `to_html` to a file, in one step.
+        Layers and beta are weighed anew in the browser. Where scripts do not run, the page shows the texts as they are
+        weighed here.
+
+        Args:
+            names: What each text is called; None means by its first words.
+            labels: Of each text the true class, its number or its name, or None; None means that none is known.
+            title: Of the page.
+            max_bytes: What the page may have.
+
+        Raises:
+            TypeError: An argument is of another type.
+            ValueError: An argument does not fit, or the page does not.
+        """
+        from mhex_text.reporting import report
+
+        return report(self, names=names, labels=labels, title=title, max_bytes=max_bytes).html
+
+    def save_html(self, path: str | Path, **options: Any) -> Path:
+        """Write `to_html`, whose options these are, to a file, in one step.
 
         Returns:
             The path written.
         """
-        page = self.to_html().encode()
+        page = self.to_html(**options).encode()
         return write_atomically(path, lambda temporary: temporary.write_bytes(page))
+
+    def plot(self, *, width: float = 5.5, font_size: float = 9.0, legend: bool = True) -> Figure:
+        """Draw the texts below one another as a figure for print, see `mhex_text.plotting.plot`."""
+        from mhex_text.plotting import plot
+
+        return plot(self, width=width, font_size=font_size, legend=legend)
 
     def print(self, file: TextIO | None = None, *, colour: bool | None = None) -> None:
         """Write it for people to read: each text, its strongest words and their scores.
@@ -237,13 +279,14 @@ class Explanation(Sequence[TextExplanation]):
 
         The object has these keys:
 
-        - `format`: "mhex-text-explanation"; `version`: 1.
+        - `format`: "mhex-text-explanation"; `version`: 2.
         - `beta`; `layer_names` and `layer_weights`: L each; `class_names`: K, or empty.
         - `explanations`: one object per text:
 
           - `texts`: one or two strings; `seen`: for each the positions [start, end] between which the model read it;
             `truncated`: how many characters it did not see.
-          - `target`, `prediction`: class indices; `probabilities`: K numbers.
+          - `target`, `prediction`: class indices; `probabilities`: K numbers; `head_probabilities`: for each head K
+            numbers, where they are known (not in version 1).
           - `tokens`: objects with `text`, `start`, `end`, `part` (0 or 1, which text), `word`, and `positive`,
             `negative`, `scores` (L numbers each) and `score`, as in `Token`.
           - `words`: objects with `text`, `start`, `end`, `part`, `scores` and `score`, as in `Word`.
@@ -282,4 +325,6 @@ class Explanation(Sequence[TextExplanation]):
         return f"{type(self).__name__}(of {len(self)} texts, {self.settings})"
 
     def _repr_html_(self) -> str:
-        return rendering.html_fragment(self)
+        from mhex_text.reporting import notebook_html
+
+        return notebook_html(self)

@@ -12,7 +12,7 @@ from mhex_text.explanation.records import ExplanationSettings, Token, weighed
 from mhex_text.explanation.text import TextExplanation
 
 FORMAT = "mhex-text-explanation"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _Built = TypeVar("_Built")
 
@@ -77,6 +77,8 @@ def read_document(
 
 
 def _text_document(item: TextExplanation) -> dict[str, Any]:
+    # Version 1 knew no heads, and what it wrote must come out the same.
+    heads = {"head_probabilities": [list(head) for head in item.head_probabilities]} if item.head_probabilities else {}
     return {
         "texts": list(item.texts),
         "seen": [list(span) for span in item.seen],
@@ -84,6 +86,7 @@ def _text_document(item: TextExplanation) -> dict[str, Any]:
         "target": item.target,
         "prediction": item.prediction,
         "probabilities": list(item.probabilities),
+        **heads,
         "tokens": [
             {
                 "text": token.text,
@@ -144,6 +147,7 @@ def _rebuilt_text(document: Mapping[str, Any], settings: ExplanationSettings) ->
         target=document["target"],
         probabilities=tuple(document["probabilities"]),
         settings=settings,
+        head_probabilities=tuple(tuple(head) for head in document.get("head_probabilities", ())),
     )
     # One comparison finds what is missing, what is too much, and every sum that is not the sum of its terms.
     # Numbers are written with all their digits and added up exactly, so that nothing but damage can differ.

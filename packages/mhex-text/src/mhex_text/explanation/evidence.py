@@ -36,6 +36,21 @@ def check_lengths(batch: int, length: int, texts: Sequence[Any], **per_token: Se
                 raise ValueError(f"{name}[{index}] must have one entry per token ({length}), got {len(row)}")
 
 
+def head_chances(heads: Sequence[Tensor], *, batch: int, classes: int, layers: int) -> list[list[list[float]]]:
+    """The probabilities of each head, L tensors (B, K) or none, as (B, L, K) lists; of no heads B empty lists."""
+    if not len(heads):
+        return [[] for _ in range(batch)]
+    given = _checks.tensors("head_probabilities", heads, ndim=2)
+    wanted = (batch, classes)
+    if len(given) != layers or any(tuple(head.shape) != wanted for head in given):
+        raise ValueError(
+            f"head_probabilities must hold {layers} tensors of shape {wanted}, "
+            f"got {', '.join(str(tuple(head.shape)) for head in given)}"
+        )
+    chances: list[list[list[float]]] = torch.stack(given, dim=1).detach().to("cpu", torch.float64).tolist()
+    return chances
+
+
 def classes_of(
     probabilities: Tensor, target: int | Tensor | None, *, batch: int
 ) -> tuple[list[list[float]], list[int]]:
@@ -59,6 +74,7 @@ def explained_text(
     probabilities: Sequence[float],
     target: int,
     settings: ExplanationSettings,
+    heads: Sequence[Sequence[float]] = (),
 ) -> TextExplanation:
     """Put one text together, or one pair.
 
@@ -68,6 +84,7 @@ def explained_text(
         probabilities: K numbers.
         target: The class explained.
         settings: What it shares with the other texts of its batch.
+        heads: For each head K numbers, or nothing.
     """
     tokens = _tokens(rows, texts)
     return TextExplanation(
@@ -77,6 +94,7 @@ def explained_text(
         target=target,
         probabilities=tuple(probabilities),
         settings=settings,
+        head_probabilities=tuple(tuple(head) for head in heads),
     )
 
 

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self, TextIO, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar
 
 from mhex_core import _checks
+from mhex_core.files import write_atomically
 from mhex_text import rendering
 from mhex_text.explanation.records import (
     ExplanationSettings,
@@ -24,6 +26,9 @@ from mhex_text.explanation.records import (
     weighed,
     whole_number,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _Explained = TypeVar("_Explained", bound="TextExplanation")
 
@@ -41,6 +46,8 @@ class TextExplanation:
         target: The class explained.
         probabilities: K numbers in [0, 1].
         settings: What it shares with the other texts of its batch.
+        head_probabilities: For each of the L heads K numbers in [0, 1]; empty where they are not known, as of a method
+            other than the classifier's own.
 
     Raises:
         TypeError: A value is of another type.
@@ -53,6 +60,7 @@ class TextExplanation:
     target: int
     probabilities: tuple[float, ...]
     settings: ExplanationSettings
+    head_probabilities: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.settings, ExplanationSettings):
@@ -61,10 +69,18 @@ class TextExplanation:
         _check_seen(self.seen, self.texts)
         object.__setattr__(self, "tokens", as_tuple("tokens", self.tokens))
         _check_tokens(self.tokens, self.texts, self.seen, layers=len(self.layer_names))
-        probabilities = _checks.numbers("probabilities", self.probabilities, low=-_LEEWAY)
-        if not probabilities or max(probabilities) > 1 + _LEEWAY:
-            raise ValueError(f"probabilities must be one or more numbers in [0, 1], got {self.probabilities!r}")
+        probabilities = _probabilities("probabilities", self.probabilities)
         object.__setattr__(self, "probabilities", probabilities)
+        heads = tuple(
+            _probabilities(f"head_probabilities[{index}]", head)
+            for index, head in enumerate(as_tuple("head_probabilities", self.head_probabilities))
+        )
+        object.__setattr__(self, "head_probabilities", heads)
+        if heads and (len(heads) != len(self.layer_names) or {len(head) for head in heads} != {len(probabilities)}):
+            raise ValueError(
+                f"head_probabilities must hold {len(probabilities)} numbers for each of {len(self.layer_names)} "
+                f"layers, or nothing, got {[len(head) for head in heads]}"
+            )
         if self.class_names and len(self.class_names) != len(probabilities):
             raise ValueError(
                 f"class_names must hold one name per class ({len(probabilities)}), got {len(self.class_names)}"
@@ -108,14 +124,12 @@ class TextExplanation:
 
         A word's span is that of its tokens, less white space at its ends, which some tokenizers count as part of it.
         """
-        members: dict[tuple[int, int], list[Token]] = {}
-        for token in self.tokens:
-            members.setdefault((token.part, token.word), []).append(token)
-        return tuple(
-            sorted(
-                (self._word(tokens) for tokens in members.values()), key=lambda word: (word.part, word.start, word.end)
-            )
-        )
+        return tuple(word for word, _ in self._words)
+
+    @cached_property
+    def word_tokens(self) -> tuple[tuple[int, ...], ...]:
+        """For each of `words` the places in `tokens` of those it sums up."""
+        return tuple(places for _, places in self._words)
 
     def reweighted(
         self, *, beta: float | None = None, layers: Layers | None = None, layer_weights: Sequence[float] | None = None
@@ -123,9 +137,45 @@ class TextExplanation:
         """The same explanation weighed otherwise; the arguments are those of `Explanation.reweighted`."""
         return reweigh(self, self.settings.reweighted(beta=beta, layers=layers, layer_weights=layer_weights))
 
-    def to_html(self) -> str:
-        """One page of HTML that needs nothing else, see `mhex_text.rendering.html_page`."""
-        return rendering.html_page([self])
+    def to_html(
+        self,
+        *,
+        name: str | None = None,
+        label: int | str | None = None,
+        title: str = "Explanation",
+        max_bytes: int | None = None,
+    ) -> str:
+        """The explorer of this text: one page of HTML that needs nothing else, see `mhex_text.report`.
+
+        Args:
+            name: What the text is called; None means by its first words.
+            label: The true class, its number or its name, where it is known.
+            title: Of the page.
+            max_bytes: What the page may have.
+
+        Raises:
+            TypeError: An argument is of another type.
+            ValueError: There is no such class, or the page does not fit.
+        """
+        from mhex_text.reporting import report
+
+        names = None if name is None else (name,)
+        return report(self, names=names, labels=(label,), title=title, max_bytes=max_bytes).html
+
+    def save_html(self, path: str | Path, **options: Any) -> Path:
+        """Write `to_html`, whose options these are, to a file, in one step.
+
+        Returns:
+            The path written.
+        """
+        page = self.to_html(**options).encode()
+        return write_atomically(path, lambda temporary: temporary.write_bytes(page))
+
+    def plot(self, *, width: float = 5.5, font_size: float = 9.0, legend: bool = True) -> Figure:
+        """Draw the text as a figure for print, see `mhex_text.plotting.plot`."""
+        from mhex_text.plotting import plot
+
+        return plot([self], width=width, font_size=font_size, legend=legend)
 
     def print(self, file: TextIO | None = None, *, colour: bool | None = None) -> None:
         """Write it for people to read; the arguments are those of `Explanation.print`."""
@@ -141,7 +191,17 @@ class TextExplanation:
         )
 
     def _repr_html_(self) -> str:
-        return rendering.html_fragment([self])
+        from mhex_text.reporting import notebook_html
+
+        return notebook_html(self)
+
+    @cached_property
+    def _words(self) -> tuple[tuple[Word, tuple[int, ...]], ...]:
+        members: dict[tuple[int, int], list[int]] = {}
+        for place, token in enumerate(self.tokens):
+            members.setdefault((token.part, token.word), []).append(place)
+        found = [(self._word([self.tokens[place] for place in places]), tuple(places)) for places in members.values()]
+        return tuple(sorted(found, key=lambda entry: (entry[0].part, entry[0].start, entry[0].end)))
 
     def _word(self, tokens: Sequence[Token]) -> Word:
         part = tokens[0].part
@@ -160,6 +220,13 @@ def reweigh(explanation: _Explained, settings: ExplanationSettings) -> _Explaine
         replace(token, scores=weighed(token.positive, token.negative, weights, beta)) for token in explanation.tokens
     )
     return replace(explanation, tokens=tokens, settings=settings)
+
+
+def _probabilities(name: str, value: object) -> tuple[float, ...]:
+    found = _checks.numbers(name, value, low=-_LEEWAY)
+    if not found or max(found) > 1 + _LEEWAY:
+        raise ValueError(f"{name} must be one or more numbers in [0, 1], got {value!r}")
+    return found
 
 
 def _check_texts(texts: object) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mhex_vision.bulk import explain_many
 from mhex_vision.bulk.job import Resolution
 
 if TYPE_CHECKING:
-    from mhex_core.bulk import BulkSummary, Engine
+    from mhex_core.bulk import BulkSummary
 
 Say = Callable[[str], None]
 
@@ -22,17 +20,8 @@ _NAMED: dict[str, Resolution] = {"full": "full", "native": "native"}
 def batch(options: argparse.Namespace, say: Say, complain: Say) -> BulkSummary:
     """Explain many images into Parquet files, and say what came of it."""
     from mhex_core.bulk import told
+    from mhex_core.bulk.flags import running
 
-    for name, least in (("batch_size", 1), ("shard_size", 1), ("lanes", 1), ("workers", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    engine: Engine = options.engine or ("embedded" if options.address is None else "ray")
-    if options.address is not None and engine != "ray":
-        raise ValueError(f"--address must come with --engine ray, got --engine {engine}")
-    # Whoever names a function of their own means the one in the folder they are in.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     summary = explain_many(
         options.checkpoint,
         options.input,
@@ -49,15 +38,7 @@ def batch(options: argparse.Namespace, say: Say, complain: Say) -> BulkSummary:
         resolution=_resolution(options.resolution),
         dtype=options.dtype,
         overlays=options.overlays,
-        autocast=options.autocast,
-        compile=options.compile,
-        batch_size=options.batch_size,
-        shard_size=options.shard_size,
-        workers=options.workers,
-        lanes=options.lanes,
-        engine=engine,
-        address=options.address,
-        overwrite=options.overwrite,
+        **running(options),
         say=say,
         complain=complain,
     )

@@ -15,6 +15,7 @@ from mhex_vision import drawing
 from mhex_vision.comparison.run import explainers_of, preprocessing_of, read_images, resized
 from mhex_vision.data.sets import DataBundle, ImageSet
 from mhex_vision.explainers import Explainer
+from mhex_vision.progress import bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,9 +53,10 @@ def draw_examples(
     target = labels[torch.tensor(kept)].to(device)
     inputs = preprocessing.normalize(shown.to(device))
     maps = {}
-    for name, explainer in explainers.items():
-        raw = explainer(model, inputs, target).cpu()
-        maps[name] = drawing.drawable(raw, signed=bool((raw < 0).any()))
+    with bar(explainers.items(), desc="examples", unit="method") as shown_methods:
+        for name, explainer in shown_methods:
+            raw = explainer(model, inputs, target).cpu()
+            maps[name] = drawing.drawable(raw, signed=bool((raw < 0).any()))
     overlay = next(iter(maps.values()))
     rows = [
         drawing.Row(

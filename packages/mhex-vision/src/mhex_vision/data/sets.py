@@ -96,9 +96,9 @@ class ArrayImages(Dataset[Batch]):
     def __len__(self) -> int:
         return self.images.shape[0]
 
-    def __getitem__(self, index: int) -> Batch:
-        """Return image ``index`` as a batch of one; negative numbers count from the end."""
-        return self.__getitems__([_position(index, len(self))])
+    def __getitem__(self, index: int | slice) -> Batch:
+        """Return image ``index`` as a batch of one, negative numbers count from the end; or a slice as a batch."""
+        return self.__getitems__(_positions(index, len(self)))
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Return the images at ``indices``, in that order, as one batch."""
@@ -184,9 +184,9 @@ class FolderImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Batch:
-        """Return image ``index`` as a batch of one, or of none if the file cannot be decoded."""
-        return self.__getitems__([_position(index, len(self))])
+    def __getitem__(self, index: int | slice) -> Batch:
+        """Return image ``index`` as a batch of one, or a slice as a batch, without what cannot be decoded."""
+        return self.__getitems__(_positions(index, len(self)))
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Return the images at ``indices``, in that order, without those that cannot be decoded."""
@@ -288,7 +288,9 @@ def _check_augmentation(augment: object) -> None:
         raise TypeError(f"augment: expected a callable or None, got {augment!r}")
 
 
-def _position(index: int, length: int) -> int:
+def _positions(index: int | slice, length: int) -> Sequence[int]:
+    if isinstance(index, slice):
+        return range(*index.indices(length))
     if not -length <= index < length:
         raise IndexError(f"index: expected one of {length} images, got {index}")
-    return index % length
+    return [index % length]

@@ -1,0 +1,36 @@
+"""What the `batch` commands of images and of texts have in common."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+_LEAST = {"batch_size": 1, "max_length": 1, "shard_size": 1, "lanes": 1, "workers": 0}
+
+
+def running(options: argparse.Namespace) -> dict[str, Any]:
+    """How a batch runs, as its flags say; the current folder becomes one that modules are looked for in.
+
+    Args:
+        options: With the flags of a batch's running, from `batch_size` to `overwrite`.
+
+    Returns:
+        Keyword arguments of `explain_many`.
+
+    Raises:
+        ValueError: A flag's value does not fit, or not beside another flag.
+    """
+    for name, least in _LEAST.items():
+        value = getattr(options, name, None)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    engine = options.engine or ("embedded" if options.address is None else "ray")
+    if options.address is not None and engine != "ray":
+        raise ValueError(f"--address must come with --engine ray, got --engine {engine}")
+    # Whoever names a function of their own means the one in the folder they are in.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    same = ("batch_size", "shard_size", "workers", "lanes", "address", "overwrite", "autocast", "compile")
+    return {"engine": engine, **{name: getattr(options, name) for name in same}}

@@ -1,0 +1,159 @@
+"""What `mhex-vision report` does once it is understood."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+import mhex_vision
+from mhex_core.explorer import ExplorerPage
+from mhex_core.specs import listed, methods_by_name
+from mhex_vision.classifier import MHEXClassifier
+from mhex_vision.commands import check_classes, find_own_functions, image_files, quoted, readable_batches
+from mhex_vision.data import Preprocessing, load_data
+from mhex_vision.explainers import Explainer, parse
+from mhex_vision.explainers.own import OwnSaliency
+from mhex_vision.exploring import NamedBatch, batches_of, chosen_places, explore
+from mhex_vision.plain import PlainClassifier, load_classifier
+
+Say = Callable[[str], None]
+
+_MEGABYTE = 1_000_000
+
+
+def report(options: argparse.Namespace, say: Say, complain: Say) -> int:
+    """`mhex-vision report`; returns how many images could not be read."""
+    for name in ("samples", "targets", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    if options.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {options.seed}")
+    if not options.max_mb > 0:
+        raise ValueError(f"--max-mb must be above 0, got {options.max_mb:g}")
+    if options.out.is_dir():
+        raise ValueError(f"--out must be a file, got the folder {options.out}")
+    find_own_functions()
+    methods = _methods(options)
+    model = load_classifier(options.checkpoint)
+    own = [name for name, method in methods.items() if isinstance(method, OwnSaliency)]
+    if own and isinstance(model, PlainClassifier):
+        raise ValueError(f"{options.checkpoint} is a plain network; choose other --methods than {', '.join(own)}")
+    preprocessing = model.config.preprocessing
+    if preprocessing is None:
+        raise ValueError(f"{options.checkpoint} does not say how images are prepared; use mhex_vision.report instead")
+    source = _of_files if options.input is not None else _of_set
+    batches, wanted, there, what = source(options, model, preprocessing, complain)
+    about = {
+        "checkpoint": str(options.checkpoint),
+        "images": what + (f", {wanted} of {there} by chance (seed {options.seed})" if wanted < there else ""),
+        "versions": f"mhex-vision {mhex_vision.__version__}, torch {torch.__version__}",
+    }
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    page = _page(options, model, batches, methods, about=about, count=-(-wanted // options.batch_size))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    page.save(options.out)
+    for line in told(page, options.out, len(methods), asked=wanted, max_mb=options.max_mb):
+        say(line)
+    return wanted - page.samples
+
+
+def told(page: ExplorerPage, path: Path, methods: int, *, asked: int, max_mb: float | None = None) -> list[str]:
+    """What was written, in lines."""
+    each = page.targets / (page.samples * methods)
+    by = f" by {methods} methods" if methods > 1 else ""
+    size = f"{page.size / _MEGABYTE:.1f} MB"
+    lines = [f"wrote {path} ({size}): {page.samples} of {asked} images{by}, {each:.1f} classes each"]
+    if page.left_out:
+        lines.append(f"{page.left_out} more maps did not fit into {max_mb:g} MB; --max-mb takes more")
+    return [*lines, f"next: open {quoted(path)} in a browser"]
+
+
+def _methods(options: argparse.Namespace) -> dict[str, Explainer]:
+    methods = methods_by_name(listed(options.methods), parse)
+    if options.beta is None:
+        return methods
+    if not any(isinstance(method, OwnSaliency) for method in methods.values()):
+        raise ValueError(f"--beta belongs to the classifier's own saliency, and --methods is {options.methods}")
+    return {
+        # One that names its own beta keeps it.
+        name: OwnSaliency({"beta": options.beta, **method.options}) if isinstance(method, OwnSaliency) else method
+        for name, method in methods.items()
+    }
+
+
+def _page(
+    options: argparse.Namespace,
+    model: MHEXClassifier | PlainClassifier,
+    batches: Iterator[NamedBatch],
+    methods: dict[str, Explainer],
+    *,
+    about: dict[str, str],
+    count: int,
+) -> ExplorerPage:
+    try:
+        return explore(
+            model,
+            batches,
+            methods,
+            count=count,
+            targets=options.targets,
+            title=options.title,
+            about=about,
+            max_bytes=int(options.max_mb * _MEGABYTE),
+        )
+    except ValueError as error:
+        # The page speaks of its argument, and here it is a flag.
+        raise ValueError(str(error).replace("max_bytes", "--max-mb")) from error
+
+
+_Source = tuple[Iterator[NamedBatch], int, int, str]
+
+
+def _of_files(
+    options: argparse.Namespace,
+    model: MHEXClassifier | PlainClassifier,  # noqa: ARG001 - as of a set
+    preprocessing: Preprocessing,
+    complain: Say,
+) -> _Source:
+    """Image files; those that cannot be read are named and skipped."""
+    asked = [flag for flag in ("split", "root") if getattr(options, flag) is not None]
+    asked += ["no-download"] if options.no_download else []
+    if asked:
+        raise ValueError(f"--{asked[0]} goes with --data, and --input is given")
+    files = image_files(options.input, options.out)
+    if options.out.resolve() in [file.resolve() for file in files]:
+        raise ValueError(f"--out must be another file than the images, got {options.out}")
+    chosen = [files[place] for place in chosen_places(len(files), options.samples, options.seed)]
+    base = options.input if options.input.is_dir() else options.input.parent
+
+    def batches() -> Iterator[NamedBatch]:
+        def reject(_: Path, reason: str) -> None:
+            complain(f"skipped: {reason}")
+
+        for paths, images in readable_batches(chosen, preprocessing, options.batch_size, reject):
+            yield NamedBatch([path.relative_to(base).as_posix() for path in paths], images)
+
+    return batches(), len(chosen), len(files), str(options.input)
+
+
+def _of_set(
+    options: argparse.Namespace,
+    model: MHEXClassifier | PlainClassifier,
+    preprocessing: Preprocessing,
+    complain: Say,  # noqa: ARG001 - a set warns
+) -> _Source:
+    """A split of a data set, with labels."""
+    data = load_data(
+        options.data, root=options.root, size=preprocessing.size, download=not options.no_download, seed=options.seed
+    )
+    split = options.split or "test"
+    images = getattr(data, split)
+    if images is None:
+        raise ValueError(f"--split: {data.name} has no {split} images")
+    check_classes("--checkpoint", model, data)
+    places = chosen_places(len(images), options.samples, options.seed)
+    batches = batches_of(images, places, data, model, size=options.batch_size)
+    return batches, len(places), len(images), f"{data.name}, {split}"
