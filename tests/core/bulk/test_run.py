@@ -7,12 +7,14 @@ import shutil
 import signal
 import threading
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 
 import pyarrow.dataset
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from mhex_core.bulk import BulkOptions, run, told
+from mhex_core.bulk import BulkOptions, embedded, run, told
 from mhex_core.bulk import pipeline as pipelines
 from mhex_core.bulk.job import BATCH_STEP, join, pad, padded_rows, pick
 from mhex_core.bulk.progress import Progress
@@ -35,6 +37,10 @@ def job(inputs):
 
 def options(**changes):
     return BulkOptions(**{"workers": 0, "shard_size": 100, "lanes": 2} | changes)
+
+
+# A process that is killed may leave half a connection in multiprocessing's hands.
+half_a_connection = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 
 def fingerprint(out):
@@ -156,6 +162,7 @@ def test_a_reader_that_raises_ends_the_run_with_its_own_words(job, tmp_path, wor
         run(job, tmp_path / "out", options=options(workers=workers))
 
 
+@half_a_connection
 def test_a_process_that_reads_may_die(job, tmp_path, whole):
     out = tmp_path / "out"
     run(replace(job, die_at=250, die_once=tmp_path), out, options=options(workers=1))
@@ -163,6 +170,37 @@ def test_a_process_that_reads_may_die(job, tmp_path, whole):
     assert fingerprint(out) == whole
 
 
+@half_a_connection
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="the death of a child is no signal here")
+def test_and_be_found_dead_while_handing_over(job, tmp_path, whole, monkeypatch):
+    # For a moment a killed process is neither gone nor there: the socket that its tensors come through notices first.
+    # Here the moment lasts: the system's news of the death is kept back.
+    assert list(DataLoader([0], batch_size=None, num_workers=1)) == [0]  # torch's handler is there now
+    handler = signal.signal(signal.SIGCHLD, lambda *_: None)
+    alive, received = BaseProcess.is_alive, embedded._received
+    causes = []
+
+    def watched(stream):
+        try:
+            yield from received(stream)
+        except RuntimeError as error:
+            causes.append(error.__cause__)
+            raise
+
+    monkeypatch.setattr(BaseProcess, "is_alive", lambda process: not causes or alive(process))
+    monkeypatch.setattr(embedded, "_received", watched)
+    out = tmp_path / "out"
+    slow = replace(job, die_at=250, die_once=tmp_path, think=0.1)
+    try:
+        run(slow, out, options=options(workers=1, lanes=1, batch_size=16))
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    assert fingerprint(out) == whole
+    assert len(causes) == 1
+    assert isinstance(causes[0], OSError)
+
+
+@half_a_connection
 def test_but_not_for_ever(job, tmp_path):
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         run(replace(job, die_at=250), tmp_path / "out", options=options(workers=1))
@@ -218,6 +256,21 @@ def test_another_run_is_not_overwritten_unless_asked(job, tmp_path, whole):
         run(job, out, options=options())
     run(job, out, options=options(overwrite=True))
     assert fingerprint(out) == whole
+
+
+def test_other_versions_are_told_and_those_at_the_beginning_kept(job, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run(job, out, options=options())
+    begun = json.loads((out / "manifest.json").read_text())["versions"]
+    assert torch.__version__.startswith(begun["torch"])
+    assert begun["saliency"] in ("native", "reference")
+    other = dict(begun) | {"saliency": "abacus"}
+    for module in ("driver", "manifest"):
+        monkeypatch.setattr(f"mhex_core.bulk.{module}.versions", lambda: other)
+    complaints = []
+    run(job, out, options=options(), complain=complaints.append)
+    assert complaints == [f"{out} was begun with saliency {begun['saliency']}; with abacus last digits may differ"]
+    assert json.loads((out / "manifest.json").read_text())["versions"] == begun
 
 
 def test_the_shard_size_stays(job, tmp_path):

@@ -23,6 +23,7 @@ _AHEAD = 3  # chunks each process has read before they are asked for
 _UNFINISHED = 2  # shards whose last rows are being written while the next is explained
 
 _DEATHS = 3  # of processes that read, in a row without a shard between them
+_KILLED = "DataLoader worker"  # how torch's message begins when a process that reads was killed
 
 _Chunk = tuple[int, int, int]
 """A shard, and which of its entries."""
@@ -60,7 +61,7 @@ def run_embedded(job: BulkJob, plan: RunPlan, todo: Sequence[int], *, options: B
         stream = _stream(job, plan, left, workers, options.batch_size, progress)
         try:
             with ShardPipeline(job, plan, batch_size=options.batch_size, lanes=options.lanes) as pipeline:
-                for number, chunks in groupby(stream, key=_shard_of):
+                for number, chunks in groupby(_received(stream), key=_shard_of):
                     settle(len(left))  # what failed ends the run before more is begun
                     record = pipeline.submit(number, plan.entries(number), map(_read, chunks), progress.advance)
                     waiting.append((number, record))
@@ -71,7 +72,7 @@ def run_embedded(job: BulkJob, plan: RunPlan, todo: Sequence[int], *, options: B
             # A process that reads was killed, by the kernel for want of memory, say. The shards in hand are lost with
             # it and done again.
             deaths += 1
-            if "DataLoader worker" not in str(error) or deaths > _DEATHS:
+            if _KILLED not in str(error) or deaths > _DEATHS:
                 raise
             waiting.clear()
         finally:
@@ -96,6 +97,19 @@ def _stream(
             worker_init_fn=_leave_interrupts_to_the_parent,
         )
         return iter(loader)
+
+
+def _received(stream: Iterator[_Result]) -> Iterator[_Result]:
+    """What is read; a process found dead in the middle of handing something over is told of as any other dead one."""
+    while True:
+        try:
+            result = next(stream)
+        except StopIteration:
+            return
+        except (OSError, EOFError) as error:
+            # Tensors come through a socket of the process that read them. What reading itself raises comes as a value.
+            raise RuntimeError(f"{_KILLED} was lost while it handed over what it had read ({error!r})") from error
+        yield result
 
 
 def default_workers() -> int:

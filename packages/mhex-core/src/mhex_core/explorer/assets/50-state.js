@@ -141,14 +141,17 @@ function addressOf() {
 }
 
 let addressTimer = null;
+let knownAddress = location.hash;
 
 // Browsers slow down pages that write their address with every movement of a slider.
 function keepAddress() {
   if (page.compact) return;
   clearTimeout(addressTimer);
   addressTimer = setTimeout(() => {
+    if (location.hash !== knownAddress) return; // a link was followed, and the event that says so is on its way
     try {
       history.replaceState(null, "", `#${addressOf()}`);
+      knownAddress = location.hash;
     } catch {
       // A frame without an address of its own: there is no link to keep.
     }
@@ -157,6 +160,7 @@ function keepAddress() {
 
 /** Take what an address says, as far as it fits the page; anything else keeps what it is by default. */
 function readAddress() {
+  knownAddress = location.hash;
   const fields = new URLSearchParams(location.hash.slice(1));
   const number = (name, low, high) => {
     const value = fields.get(name) === null || fields.get(name) === "" ? NaN : Number(fields.get(name));
