@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from .forge import Forge
+
+# What `batch` asks for, and what torch must know before its first product: the same bits wherever a matrix lies.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,7 @@ def logged(path, kind):
     return [int(line.split()[1]) for line in path.read_text().splitlines() if line.split()[0] == kind]
 
 
-def until(true, seconds=60):
+def until(true, seconds=300):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -132,10 +133,12 @@ def test_options_reach_the_engine(run_folder, photos, tmp_path, monkeypatch):
         raise RuntimeError("enough seen")
 
     monkeypatch.setattr(bulk, "run", record)
+    monkeypatch.delenv("MKL_CBWR")
     line = "--autocast bfloat16 --compile --dtype float16 --resolution 20 --batch-size 8 --shard-size 64 --overwrite "
     line += "--address auto"
     place = ("--checkpoint", run_folder, "--input", photos, "--out", tmp_path / "out")
     assert batch(*place, *line.split()) == 1
+    assert os.environ["MKL_CBWR"] == "AUTO"
     options, job = seen["options"], seen["job"]
     assert (options.batch_size, options.shard_size, options.workers, options.lanes) == (8, 64, 0, 1)
     assert (options.engine, options.address, options.overwrite) == ("ray", "auto", True)

@@ -7,6 +7,7 @@ as a value, so that it arrives as it was raised. What is left for Ray to report 
 from __future__ import annotations
 
 import inspect
+import os
 import pickle  # between processes of one run; no file of a user's
 import shutil
 import socket
@@ -25,6 +26,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from mhex_core.bulk.flags import SAME_BITS
 from mhex_core.bulk.job import BulkJob, Decoded, Reader
 from mhex_core.bulk.manifest import versions
 from mhex_core.bulk.pipeline import ShardPipeline
@@ -69,10 +71,12 @@ class Carried:
 
     def __reduce__(self) -> tuple[Any, ...]:
         paths = [str(Path(path).resolve()) for path in sys.path]
-        return _arrived, (paths, import_module("ray.cloudpickle").dumps(self.job))
+        return _arrived, (paths, os.environ.get(SAME_BITS), import_module("ray.cloudpickle").dumps(self.job))
 
 
-def _arrived(paths: list[str], job: bytes) -> Carried:
+def _arrived(paths: list[str], same_bits: str | None, job: bytes) -> Carried:
+    if same_bits is not None:
+        os.environ.setdefault(SAME_BITS, same_bits)
     sys.path.extend(path for path in paths if path not in sys.path)
     return Carried(pickle.loads(job))  # noqa: S301 - see above
 
