@@ -106,6 +106,19 @@ def test_a_link_followed_while_a_slider_moves_is_not_lost(gallery):
     assert "b=0.55" in page.evaluate("() => location.hash")
 
 
+@pytest.mark.parametrize("fixed", [True, False])
+def test_what_was_stored_cannot_be_weighed_anew(write_page, open_page, fixed):
+    one = method("mhex", layers=((8, 8),), layer_weights=(1.0,), fixed=fixed)
+    sample, _ = image_sample(0, [one], layers=((8, 8),))
+    page = open_page(write_page(explorer_page([sample], methods=[one], class_names=CLASSES)))
+    against = page.get_by_role("slider", name="Evidence against, β")
+    assert against.count() == page.get_by_role("button", name="Copy Python").count() == (0 if fixed else 1)
+    assert page.get_by_text("Shown as it was stored").count() == fixed
+    before = page.evaluate("() => mhexExplorer.state().panes[0].beta")
+    page.keyboard.press("b")
+    assert (page.evaluate("() => mhexExplorer.state().panes[0].beta") == before) == fixed
+
+
 def test_everything_has_a_name_and_can_be_reached(gallery):
     page, _ = gallery
     page.keyboard.press("c")

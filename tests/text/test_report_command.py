@@ -191,7 +191,7 @@ def test_the_true_class_comes_second(checkpoint):
 
 
 ERRORS = [
-    ("--out {tmp}/x.html", "give texts with --text, a file of them with --input, or labelled ones with --data"),
+    ("--out {tmp}/x.html", "give texts with --text, a file of them with --input, labelled ones with --data, or what"),
     ("{one} --data x --out {tmp}/x.html", "give texts with --text, a file"),
     ("{one} --out {tmp}", "--out must be a file, got the folder {tmp}"),
     ("{one} --out {file}/x.html", "{file}"),

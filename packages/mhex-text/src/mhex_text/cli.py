@@ -33,6 +33,7 @@ _EXAMPLES = """examples:
   mhex-text explain --checkpoint runs/news --input articles.jsonl --out explained
   mhex-text report --checkpoint runs/news --data ag_news --methods mhex,cdam --out report.html
   mhex-text batch --checkpoint runs/news --input archive/ --out archive-explained
+  mhex-text report --archive archive-explained --doubtful --out doubtful.html
   mhex-text explain --checkpoint runs/judge --method cdam:mode=smooth --text "Stocks fall as oil climbs"
   mhex-text train --data ag_news --encoder distilbert-base-uncased --plain --seed 1 --out runs/judge
   mhex-text evaluate --checkpoint runs/news --judge runs/judge --data ag_news --limit 512 --out measured
@@ -207,23 +208,32 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="write a page in which a reader weighs explanations anew",
         description="Write one HTML file with many texts, several classes of each and several methods side by side.\n"
         "Layers and beta are moved in the browser, exactly and without a network. Texts that cannot be read\n"
-        "are named and skipped.",
+        "are named and skipped. With --archive the page shows what `batch` stored, and no model is loaded.",
         epilog="methods:\n  mhex, the classifier's own evidence, and those that `evaluate --help` lists",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    report.set_defaults(run=_report)
-    report.add_argument("--checkpoint", required=True, metavar="RUN", help="a folder from `train`, or a hub repository")
-    given = report.add_argument_group("texts", "one of --text, --input and --data")
+    report.set_defaults(run=_report, refuse=report.error)
+    report.add_argument(
+        "--checkpoint", metavar="RUN", help="a folder from `train`, or a hub repository; needed without --archive"
+    )
+    given = report.add_argument_group("texts", "one of --text, --input, --data and --archive")
     _add_texts(given)
     _add_data(given, required=False)
     given.add_argument("--split", choices=SPLITS, help="which of the labelled texts (default: test)")
+    given.add_argument(
+        "--archive", type=Path, metavar="DIR", help="what `batch` wrote: its rows as they are stored, without the model"
+    )
+    given.add_argument(
+        "--doubtful", action="store_true", help="with --archive: the rows whose prediction is least probable"
+    )
+    given.add_argument("--predicted", metavar="CLASS", help="with --archive: only rows predicted to be of this class")
     given.add_argument("--samples", type=int, default=200, metavar="N", help="texts, by chance if more (default: 200)")
     shown = report.add_argument_group("what is shown")
-    shown.add_argument("--methods", default="mhex", metavar="A,B", help="side by side (default: %(default)s)")
+    # What belongs to explaining has no default here: beside --archive it is refused, if only it was given.
+    shown.add_argument("--methods", metavar="A,B", help="side by side (default: mhex)")
     shown.add_argument(
         "--targets",
         type=int,
-        default=3,
         metavar="N",
         help="classes of each text: the predicted one, the true one, the most probable others (default: 3)",
     )
@@ -238,7 +248,7 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--attention", action="store_true", help="multiply evidence by the attention that a token receives"
     )
     report.add_argument("--max-length", type=int, metavar="N", help="tokens of a text (default: what the model takes)")
-    report.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    report.add_argument("--batch-size", type=int, metavar="N", help="(default: 32)")
     report.add_argument(
         "--seed", type=int, default=0, metavar="S", help="of the choice of texts and the split-off ones (default: 0)"
     )

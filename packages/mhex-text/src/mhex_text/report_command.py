@@ -6,7 +6,8 @@ import argparse
 import random
 import shlex
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -34,6 +35,29 @@ Say = Callable[[str], None]
 
 _MEGABYTE = 1_000_000
 
+# What belongs to explaining texts, and not to rows that are explained already; with what it is by default.
+_OF_EXPLAINING = {
+    "checkpoint": None,
+    "methods": "mhex",
+    "targets": 3,
+    "layers": None,
+    "beta": None,
+    "attention": False,
+    "max_length": None,
+    "batch_size": 32,
+    "pair": None,
+    "split": None,
+    "root": None,
+    "no_download": False,
+    "text_column": None,
+    "pair_column": None,
+    "label_column": None,
+    "rationale_column": None,
+}
+_OF_ARCHIVES = ("doubtful", "predicted")
+# What functions say of their arguments, who gave flags should read of flags.
+_AS_FLAGS = {"archive must": "--archive must", "predicted must": "--predicted must", "max_bytes": "--max-mb"}
+
 
 class Shown(NamedTuple):
     """N texts that are shown.
@@ -57,7 +81,10 @@ class Shown(NamedTuple):
 
 def write_report(options: argparse.Namespace, say: Say, complain: Say) -> int:
     """`mhex-text report`; returns how many texts could not be read."""
+    _settle(options)
     _check(options)
+    if options.archive is not None:
+        return _of_archive(options, say, complain)
     methods = _methods(options)
     shown = (_labelled if options.data is not None else _unlabelled)(options, complain)
     model, tokenizer = load(options.checkpoint), tokenizer_at(options.checkpoint)
@@ -92,6 +119,29 @@ def write_report(options: argparse.Namespace, say: Say, complain: Say) -> int:
     return shown.unreadable
 
 
+def _settle(options: argparse.Namespace) -> None:
+    """Refuse what does not go together, and fill in what was not said."""
+    if options.archive is None and options.checkpoint is None:
+        options.refuse("the following arguments are required: --checkpoint (only --archive needs none)")
+    if sum(given is not None for given in (options.text, options.input, options.data, options.archive)) != 1:
+        raise ValueError(
+            "give texts with --text, a file of them with --input, labelled ones with --data, or what `batch` wrote "
+            "with --archive"
+        )
+    apart = _OF_ARCHIVES if options.archive is None else tuple(_OF_EXPLAINING)
+    # By identity: 0 is a value that was given.
+    given = [name for name in apart if getattr(options, name) is not None and getattr(options, name) is not False]
+    if given and options.archive is None:
+        raise ValueError(f"--{given[0]} goes with --archive")
+    if given and given[0] == "checkpoint":
+        raise ValueError("--checkpoint must be left out with --archive, whose rows are shown as they are stored")
+    if given:
+        raise ValueError(f"--{given[0].replace('_', '-')} goes with --checkpoint, and --archive is given")
+    for name, value in _OF_EXPLAINING.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+
+
 def _check(options: argparse.Namespace) -> None:
     for name in ("samples", "targets", "batch_size"):
         if getattr(options, name) < 1:
@@ -104,8 +154,12 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--max-mb must be above 0, got {options.max_mb:g}")
     if options.out.is_dir():
         raise ValueError(f"--out must be a file, got the folder {options.out}")
-    if sum(given is not None for given in (options.text, options.input, options.data)) != 1:
-        raise ValueError("give texts with --text, a file of them with --input, or labelled ones with --data")
+    if options.archive is not None:
+        # A page may lie beside what `batch` wrote, but not in its place.
+        inside = options.out.resolve().is_relative_to(options.archive.resolve())
+        if inside and options.out.exists() and options.out.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"--out must be another file than those of the archive, got {options.out}")
+        return
     if options.data is not None:
         if options.pair is not None:
             raise ValueError("--pair goes with --text; of labelled texts, --pair-column names the second texts")
@@ -116,6 +170,42 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--{asked[0].replace('_', '-')} goes with --data")
     if options.input is not None and options.input.resolve() == options.out.resolve():
         raise ValueError(f"--out must be another file than the texts, got {options.out}")
+
+
+def _of_archive(options: argparse.Namespace, say: Say, complain: Say) -> int:
+    """A page of rows as they are stored; returns how many could not be shown."""
+    # Whoever explains texts needs no pyarrow.
+    from mhex_text.bulk.archive_report import choose, page_of
+
+    with _flags_named():
+        archive, chosen = choose(
+            options.archive,
+            samples=options.samples,
+            seed=options.seed,
+            doubtful=options.doubtful,
+            predicted=options.predicted,
+        )
+        page = page_of(
+            archive, chosen, title=options.title, max_bytes=int(options.max_mb * _MEGABYTE), complain=complain
+        )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    page.save(options.out)
+    kind = "" if options.predicted is None else f" predicted to be {options.predicted}"
+    _tell_written(page, options, f"{page.samples} of {chosen.among} rows{kind}", say)
+    return len(chosen) - page.samples
+
+
+@contextmanager
+def _flags_named() -> Iterator[None]:
+    """What is wrong with an argument, said of the flag that it came from."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        text = str(error)
+        for name, flag in _AS_FLAGS.items():
+            if text.startswith(name):
+                raise ValueError(f"{flag}{text.removeprefix(name)}") from error
+        raise
 
 
 def _methods(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -219,7 +309,7 @@ def _page(
         "texts": what,
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
-    try:
+    with _flags_named():
         return report(
             cast("dict[str, Any]", explained),
             names=names,
@@ -228,16 +318,16 @@ def _page(
             about=about,
             max_bytes=int(options.max_mb * _MEGABYTE),
         )
-    except ValueError as error:
-        # The page speaks of its argument, and here it is a flag.
-        raise ValueError(str(error).replace("max_bytes", "--max-mb")) from error
 
 
 def _tell(page: ExplorerPage, options: argparse.Namespace, methods: int, shown: Shown, say: Say) -> None:
     each = page.targets / (page.samples * methods)
     by = f" by {methods} methods" if methods > 1 else ""
-    size = f"{page.size / _MEGABYTE:.1f} MB"
-    say(f"wrote {options.out} ({size}): {page.samples} of {shown.there} texts{by}, {each:.1f} classes each")
+    _tell_written(page, options, f"{page.samples} of {shown.there} texts{by}, {each:.1f} classes each", say)
+
+
+def _tell_written(page: ExplorerPage, options: argparse.Namespace, what: str, say: Say) -> None:
+    say(f"wrote {options.out} ({page.size / _MEGABYTE:.1f} MB): {what}")
     if page.left_out:
         say(f"{page.left_out} more classes did not fit into {options.max_mb:g} MB; --max-mb takes more")
     say(f"next: open {shlex.quote(str(options.out))} in a browser")

@@ -33,6 +33,7 @@ def report(
     about: Mapping[str, str] | None = None,
     max_bytes: int | None = None,
     compact: bool = False,
+    fixed: bool = False,
 ) -> ExplorerPage:
     """One page of HTML in which a reader weighs explanations anew: layers, beta, classes, methods side by side.
 
@@ -46,6 +47,7 @@ def report(
         about: What is known of how they came to be (checkpoint, data, versions), by name.
         max_bytes: What the file may have. Classes beyond each text's first are left out until it fits.
         compact: The small page of a notebook.
+        fixed: Whether scores are shown as they are, without anything to weigh them anew: those of an archive, say.
 
     Returns:
         The page; its `save` writes it.
@@ -56,6 +58,7 @@ def report(
             page does not.
     """
     _checks.flag("compact", compact)
+    _checks.flag("fixed", fixed)
     methods = by_method(explanations)
     first = methods[0][1][0]
     check_same([one for _, members in methods for one in members])
@@ -71,7 +74,7 @@ def report(
     ]
     return explorer_page(
         samples,
-        methods=[_method(name, members[0].settings) for name, members in methods],
+        methods=[_method(name, members[0].settings, fixed=fixed) for name, members in methods],
         class_names=settings.class_names,
         title=title,
         about={"mhex-text": version("mhex-text"), **_facts(about)},
@@ -103,7 +106,7 @@ def pieces(explanation: TextExplanation, part: int) -> tuple[Piece, ...]:
     )
 
 
-def _method(name: str, settings: ExplanationSettings) -> Method:
+def _method(name: str, settings: ExplanationSettings, *, fixed: bool) -> Method:
     own = method_name(settings) == OWN
     return Method(
         name=name,
@@ -113,6 +116,7 @@ def _method(name: str, settings: ExplanationSettings) -> Method:
         normalize=False,
         signed=True,
         unit="logits" if own else "",
+        fixed=fixed,
     )
 
 

@@ -179,34 +179,39 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "report",
         help="write one HTML page in which explanations are looked at and weighed anew",
         description="Explain images and write one HTML file without need of network or server: a gallery, the maps\n"
-        "of every layer, and sliders for beta and each layer's weight. Unreadable images are named and skipped.",
+        "of every layer, and sliders for beta and each layer's weight. Unreadable images are named and skipped.\n"
+        "With --archive it shows what `batch` stored, and needs no network.",
         epilog=_METHODS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    report.set_defaults(run=_report)
-    report.add_argument("--checkpoint", required=True, metavar="RUN", help="a folder from `train`, or a hub repository")
+    report.set_defaults(run=_report, refuse=report.error)
+    report.add_argument(
+        "--checkpoint", metavar="RUN", help="a folder from `train`, or a hub repository; needed without --archive"
+    )
     images = report.add_mutually_exclusive_group(required=True)
     images.add_argument("--input", type=Path, metavar="FILE|FOLDER", help="an image, or a folder of them")
     images.add_argument(
         "--data", metavar="NAME|FOLDER", help="labelled images: a 2D MedMNIST set, synthetic-lesions, or a folder"
     )
+    images.add_argument("--archive", type=Path, metavar="DIR", help="what `batch` wrote: maps as they are stored")
+    report.add_argument("--doubtful", action="store_true", help="of --archive: the least probable predictions")
+    report.add_argument("--predicted", metavar="CLASS", help="of --archive: predictions of this class alone")
     report.add_argument("--split", choices=SPLITS, help="which images of --data (default: test)")
     report.add_argument("--root", type=Path, metavar="DIR", help="where MedMNIST files lie or are downloaded to")
     report.add_argument("--no-download", action="store_true", help="use only MedMNIST files that are already there")
     report.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page, such as report.html")
-    report.add_argument("--methods", default="mhex", metavar="A,B", help="to be compared (default: mhex)")
+    report.add_argument("--methods", metavar="A,B", help="to be compared (default: mhex)")
     report.add_argument("--samples", type=int, default=200, metavar="N", help="a random choice of N (default: 200)")
     report.add_argument(
         "--targets",
         type=int,
-        default=3,
         metavar="N",
         help="the N most probable classes are explained, and the true one (default: 3)",
     )
     report.add_argument(
         "--beta", type=float, metavar="X", help="where the slider stands in the classifier's own maps (default: 0)"
     )
-    report.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    report.add_argument("--batch-size", type=int, metavar="N", help="(default: 32)")
     report.add_argument("--seed", type=int, default=0, metavar="S", help="of the data and of the choice (default: 0)")
     report.add_argument("--title", default="Explanations", metavar="T", help="of the page (default: Explanations)")
     report.add_argument(

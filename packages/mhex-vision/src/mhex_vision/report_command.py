@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,8 +25,23 @@ Say = Callable[[str], None]
 _MEGABYTE = 1_000_000
 
 
+# What belongs to explaining, and not to what is explained already; with what it is by default.
+_OF_EXPLAINING = {
+    "checkpoint": None,
+    "methods": "mhex",
+    "targets": 3,
+    "beta": None,
+    "batch_size": 32,
+    "split": None,
+    "root": None,
+    "no_download": False,
+}
+_OF_ARCHIVES = ("doubtful", "predicted")
+
+
 def report(options: argparse.Namespace, say: Say, complain: Say) -> int:
     """`mhex-vision report`; returns how many images could not be read."""
+    _settle(options)
     for name in ("samples", "targets", "batch_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
@@ -35,6 +51,8 @@ def report(options: argparse.Namespace, say: Say, complain: Say) -> int:
         raise ValueError(f"--max-mb must be above 0, got {options.max_mb:g}")
     if options.out.is_dir():
         raise ValueError(f"--out must be a file, got the folder {options.out}")
+    if options.archive is not None:
+        return _of_archive(options, say, complain)
     find_own_functions()
     methods = _methods(options)
     model = load_classifier(options.checkpoint)
@@ -53,11 +71,43 @@ def report(options: argparse.Namespace, say: Say, complain: Say) -> int:
     }
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     page = _page(options, model, batches, methods, about=about, count=-(-wanted // options.batch_size))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    page.save(options.out)
-    for line in told(page, options.out, len(methods), asked=wanted, max_mb=options.max_mb):
-        say(line)
+    _write(page, options, say, asked=wanted, methods=len(methods))
     return wanted - page.samples
+
+
+def _settle(options: argparse.Namespace) -> None:
+    """Refuse what does not go together, and fill in what was not said."""
+    given = [name for name in _OF_EXPLAINING if not (getattr(options, name) is None or getattr(options, name) is False)]
+    if options.archive is not None and given:
+        raise ValueError(f"--{given[0].replace('_', '-')} goes with --checkpoint, and --archive is given")
+    if options.archive is None:
+        if options.checkpoint is None:
+            options.refuse("the following arguments are required: --checkpoint")
+        apart = [name for name in _OF_ARCHIVES if getattr(options, name)]
+        if apart:
+            raise ValueError(f"--{apart[0]} goes with --archive, and --checkpoint is given")
+    for name, value in _OF_EXPLAINING.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+
+
+def _of_archive(options: argparse.Namespace, say: Say, complain: Say) -> int:
+    from mhex_core.bulk import Archive, RowChoice
+    from mhex_vision.bulk.archive_report import page_of
+
+    # A page may lie beside what `batch` wrote, but not in its place.
+    inside = options.out.resolve().is_relative_to(options.archive.resolve())
+    if inside and options.out.exists() and options.out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out must be another file than those of the archive, got {options.out}")
+    archive = Archive.open(options.archive, program="mhex-vision")
+    chosen = archive.choose(
+        RowChoice(samples=options.samples, seed=options.seed, doubtful=options.doubtful, predicted=options.predicted)
+    )
+    page = _fitting(
+        page_of, archive, chosen, title=options.title, max_bytes=int(options.max_mb * _MEGABYTE), complain=complain
+    )
+    _write(page, options, say, asked=len(chosen), methods=1)
+    return len(chosen) - page.samples
 
 
 def told(page: ExplorerPage, path: Path, methods: int, *, asked: int, max_mb: float | None = None) -> list[str]:
@@ -93,20 +143,32 @@ def _page(
     about: dict[str, str],
     count: int,
 ) -> ExplorerPage:
+    return _fitting(
+        explore,
+        model,
+        batches,
+        methods,
+        count=count,
+        targets=options.targets,
+        title=options.title,
+        about=about,
+        max_bytes=int(options.max_mb * _MEGABYTE),
+    )
+
+
+def _fitting(make: Callable[..., ExplorerPage], *arguments: Any, **more: Any) -> ExplorerPage:
     try:
-        return explore(
-            model,
-            batches,
-            methods,
-            count=count,
-            targets=options.targets,
-            title=options.title,
-            about=about,
-            max_bytes=int(options.max_mb * _MEGABYTE),
-        )
+        return make(*arguments, **more)
     except ValueError as error:
         # The page speaks of its argument, and here it is a flag.
         raise ValueError(str(error).replace("max_bytes", "--max-mb")) from error
+
+
+def _write(page: ExplorerPage, options: argparse.Namespace, say: Say, *, asked: int, methods: int) -> None:
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    page.save(options.out)
+    for line in told(page, options.out, methods, asked=asked, max_mb=options.max_mb):
+        say(line)
 
 
 _Source = tuple[Iterator[NamedBatch], int, int, str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -119,7 +120,13 @@ def told(summary: BulkSummary, program: str) -> list[str]:
     if missing:
         lines.append(f"the same {program} command goes on with what is left")
     else:
-        lines.append(f'next: datasets.load_dataset("parquet", data_dir="{summary.out / DATA_FOLDER}", split="train")')
+        name = program.removesuffix(" batch")
+        lines.append(
+            f"next: {name} report --archive {shlex.quote(str(summary.out))} --out report.html shows some of it"
+        )
+        lines.append(
+            f'all of it: datasets.load_dataset("parquet", data_dir="{summary.out / DATA_FOLDER}", split="train")'
+        )
     return lines
 
 

@@ -222,6 +222,7 @@ def _method(method: Method) -> dict[str, Any]:
         "floor": method.floor,
         "signed": method.signed,
         "unit": method.unit,
+        "fixed": method.fixed,
     }
 
 

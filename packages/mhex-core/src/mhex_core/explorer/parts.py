@@ -28,6 +28,7 @@ class Method:
         floor: As in `SaliencyOptions`.
         signed: Whether values below zero are evidence against the class, and shown so.
         unit: What a score of a token is measured in, as words.
+        fixed: Whether a map is what somebody stored, and nothing is known of what it was added up from: no sliders.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Method:
     floor: float = 0.0
     signed: bool = False
     unit: str = ""
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__

@@ -1,4 +1,4 @@
-"""Explaining archives of texts: Parquet files with one row per text, whatever happens on the way."""
+"""Explaining archives of texts: Parquet files with one row per text, whatever happens on the way; and pages of them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ try:
 except ImportError as error:
     raise ImportError('explaining in bulk needs pyarrow: pip install "mhex-text[train]"') from error
 
+from mhex_text.bulk.archive_report import report_archive
 from mhex_text.bulk.job import TextJob
 from mhex_text.bulk.sources import TextSource, open_source
 
 if TYPE_CHECKING:
     from mhex_core.bulk import BulkSummary
 
-__all__ = ["TextJob", "TextSource", "explain_many", "open_source"]
+__all__ = ["TextJob", "TextSource", "explain_many", "open_source", "report_archive"]
 
 
 def explain_many(

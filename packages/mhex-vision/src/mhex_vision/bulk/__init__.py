@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mhex_vision.bulk.archive_report import report_archive
 from mhex_vision.bulk.job import ImageJob, Resolution
 from mhex_vision.bulk.listing import ImageSource
 from mhex_vision.bulk.model import Autocast
@@ -17,7 +18,7 @@ from mhex_vision.data.medmnist import MEDMNIST_SIZES, is_medmnist
 if TYPE_CHECKING:
     from mhex_core.bulk import BulkSummary, Engine
 
-__all__ = ["ImageJob", "ImageSource", "explain_many", "open_source", "read_saliency"]
+__all__ = ["ImageJob", "ImageSource", "explain_many", "open_source", "read_saliency", "report_archive"]
 
 
 def explain_many(

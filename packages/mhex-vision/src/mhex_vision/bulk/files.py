@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,11 @@ class SingleFile:
         """What it is."""
         return f"the image {self.path}"
 
+    @property
+    def reading(self) -> Mapping[str, str | None]:
+        """How its entries are read again."""
+        return {"kind": "files"}
+
     def listed(self) -> Iterator[Entry]:
         """The file, by its name."""
         yield _of_file(os.path.abspath(self.path), self.path.name)  # noqa: PTH100
@@ -64,6 +69,11 @@ class ImageFolder:
     def description(self) -> str:
         """What it is."""
         return f"the images in {self.path}"
+
+    @property
+    def reading(self) -> Mapping[str, str | None]:
+        """How its entries are read again."""
+        return {"kind": "files"}
 
     def listed(self) -> Iterator[Entry]:
         """The files that are called like images, see `walk`."""
@@ -91,6 +101,11 @@ class PathList:
     def description(self) -> str:
         """What it is."""
         return f"the images listed in {self.path}"
+
+    @property
+    def reading(self) -> Mapping[str, str | None]:
+        """How its entries are read again."""
+        return {"kind": "files"}
 
     def listed(self) -> Iterator[Entry]:
         """The lines."""

@@ -115,6 +115,7 @@ class ImageJob:
         about = {
             "checkpoint": self.checkpoint,
             "input": self.source.description,
+            "reading": dict(self.source.reading),
             "class_names": list(names),
             "target": None if target is None else labels[target],
             "layers": layers,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from array import array
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -52,6 +52,11 @@ class ImageSource(Protocol):
     @property
     def description(self) -> str:
         """What it is, in a few words."""
+        ...
+
+    @property
+    def reading(self) -> Mapping[str, str | None]:
+        """What `mhex_vision.bulk.sources.reader_of` makes the same reader of, for those who read the archive later."""
         ...
 
     def listed(self) -> Iterator[Entry]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -57,6 +57,11 @@ class MedMNISTImages:
     def description(self) -> str:
         """What it is."""
         return f"the {self.split} images of {self.path.stem}"
+
+    @property
+    def reading(self) -> Mapping[str, str | None]:
+        """How its entries are read again."""
+        return {"kind": "medmnist", "split": self.split}
 
     def listed(self) -> Iterator[Entry]:
         """The images, by their numbers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -45,6 +45,11 @@ class ParquetImages:
     def description(self) -> str:
         """What it is."""
         return f"the images in Parquet files, {self.archives.place}"
+
+    @property
+    def reading(self) -> Mapping[str, str | None]:
+        """How its entries are read again."""
+        return {"kind": "parquet", "image_column": self.image_column}
 
     def listed(self) -> Iterator[Entry]:
         """The rows, file by file."""

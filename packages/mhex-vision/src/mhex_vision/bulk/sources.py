@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -11,11 +13,11 @@ from mhex_core import _checks
 from mhex_vision.bulk import parquets, tars
 from mhex_vision.bulk.archives import Archives, expand, is_pattern
 from mhex_vision.bulk.decoding import DECODER_ERRORS
-from mhex_vision.bulk.files import ImageFolder, PathList, SingleFile
-from mhex_vision.bulk.listing import ImageSource, ending, image_endings, walk
-from mhex_vision.bulk.medmnist import SPLITS, MedMNISTImages
-from mhex_vision.bulk.parquets import ParquetImages
-from mhex_vision.bulk.tars import TarImages
+from mhex_vision.bulk.files import FileReader, ImageFolder, PathList, SingleFile
+from mhex_vision.bulk.listing import ImageReader, ImageSource, ending, image_endings, walk
+from mhex_vision.bulk.medmnist import SPLITS, MedMNISTImages, MedMNISTReader
+from mhex_vision.bulk.parquets import ParquetImages, ParquetReader
+from mhex_vision.bulk.tars import TarImages, TarReader
 from mhex_vision.data.medmnist import is_medmnist
 
 _TAKEN = (
@@ -87,6 +89,27 @@ def open_source(
                 raise ValueError(f"{name} must come with Parquet files, got input {str(input)!r}")
     _check_any(source, str(input))
     return source
+
+
+def reader_of(reading: Mapping[str, Any]) -> ImageReader:
+    """A reader of images whose entries are known, as the source that listed them has one.
+
+    Args:
+        reading: `ImageSource.reading` of that source.
+
+    Raises:
+        ValueError: It is of no source.
+    """
+    kinds: dict[object, Callable[[], ImageReader]] = {
+        "files": FileReader,
+        "tar": TarReader,
+        "parquet": lambda: ParquetReader(reading["image_column"]),
+        "medmnist": lambda: MedMNISTReader(SPLITS[reading["split"]]),
+    }
+    try:
+        return kinds[reading["kind"]]()
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"reading must be that of a source of images, got {reading!r}") from error
 
 
 def _of_path(place: str, as_parquet: ParquetImages) -> ImageSource:

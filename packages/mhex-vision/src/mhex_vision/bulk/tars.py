@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -65,6 +65,11 @@ class TarImages:
     def description(self) -> str:
         """What it is."""
         return f"the images in tar files, {self.archives.place}"
+
+    @property
+    def reading(self) -> Mapping[str, str | None]:
+        """How its entries are read again."""
+        return {"kind": "tar"}
 
     def listed(self) -> Iterator[Entry]:
         """The members, file by file. The names of one file's members are held in memory."""

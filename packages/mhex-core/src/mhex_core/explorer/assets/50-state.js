@@ -72,7 +72,7 @@ function steer(change) {
 }
 
 function setBeta(beta) {
-  for (const pane of steered()) settingsOf(pane).beta = rounded(Math.min(1, Math.max(0, beta)));
+  for (const pane of steered().filter((pane) => !methodOf(pane).fixed)) settingsOf(pane).beta = rounded(Math.min(1, Math.max(0, beta)));
   changed();
 }
 

@@ -23,23 +23,25 @@ function makeControls() {
       changed();
     },
   );
-  const single = make("p", { class: "hint" }, "This method has one map.");
+  const single = make("p", { class: "hint" });
+  const against = make(
+    "div",
+    { class: "group" },
+    beta.element,
+    make(
+      "p",
+      { class: "hint", id: "beta-hint" },
+      "0 shows what speaks for the class; 1 counts what speaks against it in full.",
+    ),
+  );
+  const asPython = make("button", { type: "button", on: { click: copyPython } }, "Copy Python");
   const view = page.kind === "images" ? pictureControls() : textControls();
   const content = make(
     "section",
     { class: "controls", "aria-labelledby": "controls-title" },
     make("h2", { id: "controls-title" }, "Settings"),
     acts.element,
-    make(
-      "div",
-      { class: "group" },
-      beta.element,
-      make(
-        "p",
-        { class: "hint", id: "beta-hint" },
-        "0 shows what speaks for the class; 1 counts what speaks against it in full.",
-      ),
-    ),
+    against,
     make("div", { class: "group" }, layersHead, layers, single),
     view.element,
     make(
@@ -49,7 +51,7 @@ function makeControls() {
       page.kind === "images" && !page.compact
         ? make("button", { type: "button", on: { click: savePicture } }, "Save PNG")
         : null,
-      make("button", { type: "button", on: { click: copyPython } }, "Copy Python"),
+      asPython,
       page.compact ? null : make("button", { type: "button", on: { click: copyLink } }, "Copy link"),
     ),
   );
@@ -84,6 +86,8 @@ function makeControls() {
     const many = method.layer_names.length > 1;
     layers.hidden = layersHead.hidden = !many;
     single.hidden = many;
+    against.hidden = asPython.hidden = method.fixed;
+    single.textContent = method.fixed ? "Shown as it was stored: layers are added up." : "This method has one map.";
     rows.forEach((row, layer) => row.set(settings.weights));
     view.update(method);
   }
