@@ -95,7 +95,7 @@ _PIECES = st.sampled_from(
 def test_any_csv_is_read_as_read_texts_reads_it(tmp_path_factory, text, mark):
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(mark * b"\xef\xbb\xbf" + b"id,text\n" + text.encode())
-    if list(open_source(path)._listed(path)):
+    if list(open_source(path)._listed(path, set(), set())):
         same_as_read_texts(path)
 
 
@@ -104,7 +104,7 @@ def test_any_csv_is_read_as_read_texts_reads_it(tmp_path_factory, text, mark):
 def test_any_text_file_is_read_as_read_texts_reads_it(tmp_path_factory, text, mark):
     path = tmp_path_factory.getbasetemp() / "any.txt"
     path.write_bytes(mark * b"\xef\xbb\xbf" + text.encode())
-    if list(open_source(path)._listed(path)):
+    if list(open_source(path)._listed(path, set(), set())):
         same_as_read_texts(path)
 
 
@@ -248,6 +248,20 @@ def test_the_folder_of_the_results_is_left_aside(tmp_path):
     assert open_source(tmp_path, exclude=tmp_path / "out").files == ("a.jsonl",)
     with pytest.raises(ValueError, match="input must hold files with one of the endings"):
         open_source(tmp_path, exclude=tmp_path)
+
+
+def test_names_that_occur_again_are_told_apart(tmp_path):
+    (tmp_path / "a.csv").write_text("key,text\nx,one\ny,two\nx,three\n,four\n")
+    (tmp_path / "b.csv").write_text("key,text\nx,five\nz,six\n")
+    found = read(open_source(tmp_path, id_column="key"))
+    assert found == {
+        "x": ("one",),
+        "y": ("two",),
+        "x (a.csv/4)": ("three",),
+        "a.csv/5": ("four",),
+        "x (b.csv/2)": ("five",),
+        "z": ("six",),
+    }
 
 
 def test_records_have_the_names_of_a_column(tmp_path):

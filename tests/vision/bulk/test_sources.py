@@ -10,7 +10,7 @@ import pytest
 
 from mhex_core.bulk import ENTRY
 from mhex_vision.bulk import open_source
-from mhex_vision.bulk.listing import in_batches, repeated
+from mhex_vision.bulk.listing import in_batches
 from mhex_vision.data import Preprocessing, UnreadableImageError
 
 
@@ -157,11 +157,6 @@ def test_a_line_that_is_not_text_is_rejected(photos):
     assert (good.id, bad.problem) == ("a.png", "the line is not UTF-8 text")
     with pytest.raises(UnreadableImageError):
         read(source, null)
-
-
-def test_repeated_strings_are_found_by_their_hashes():
-    assert repeated(iter(["a", "b", "a", "c", "b", "a"])) == {hash("a"), hash("b")}
-    assert repeated(iter([])) == set()
 
 
 # ------------------------------------------------------------------------------------------------------------- MedMNIST

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from mhex_core.bulk.job import ENTRY
+from mhex_core.bulk.names import repeated
 from mhex_text.bulk.files import KINDS, Layout, Read, columns_of, listed, parser, values_of
 from mhex_text.data.rows import PAIR_NAMES, TEXT_NAMES, find_column
 
@@ -49,16 +50,19 @@ class TextSource:
         """List the texts, some thousands at a time, in a stream (schema `mhex_core.bulk.ENTRY`).
 
         An id is "file.csv/12", the line on which the record begins (in a Parquet file: its row), both from 1; or what
-        stands in the column of names, if it is a text or a whole number. That the names differ from each other is up to
-        who gave them. A file that cannot be read is one entry with its problem.
+        stands in the column of names, if it is a text or a whole number; where that occurs again, file and line are
+        added to it. A file that cannot be read is one entry with its problem. With a column of names all files are read
+        twice, and what names that occur once leave in memory is eight bytes each.
 
         Raises:
             ValueError: There is no text at all.
         """
         rows: list[tuple[str, str, int, int, str | None]] = []
         found = False
+        suspects = set() if self.id_column is None else repeated(self._keys())
+        met: set[str] = set()
         for name in self.files:
-            for row in self._listed(self.folder / name):
+            for row in self._listed(self.folder / name, suspects, met):
                 rows.append(row)
                 if len(rows) == _LISTED_AT_ONCE:
                     yield _entries(rows)
@@ -90,10 +94,24 @@ class TextSource:
             key=None if self.id_column is None else find_column("id_column", self.id_column, columns, (), path),
         )
 
-    def _listed(self, path: Path) -> Iterator[tuple[str, str, int, int, str | None]]:
+    def _keys(self) -> Iterator[str]:
+        for name in self.files:
+            try:
+                path = self.folder / name
+                keys = (_known_as(record.key) for record in listed(path, self.kind, self.layout(path)))
+                yield from (key for key in keys if key)
+            except _UNREADABLE:
+                continue  # listing it says what is wrong
+
+    def _listed(self, path: Path, suspects: set[int], met: set[str]) -> Iterator[tuple[str, str, int, int, str | None]]:
         try:
             for record in listed(path, self.kind, self.layout(path)):
-                known_as = _known_as(record.key) or f"{path.name}/{record.number}"
+                known_as = f"{path.name}/{record.number}"
+                key = _known_as(record.key)
+                if key:
+                    known_as = f"{key} ({known_as})" if key in met else key
+                    if hash(key) in suspects:
+                        met.add(key)
                 yield known_as, str(path), record.place, record.length, record.problem
         except _UNREADABLE as error:
             yield path.name, str(path), -1, -1, one_line(error)

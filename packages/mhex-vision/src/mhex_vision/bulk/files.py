@@ -9,8 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from mhex_core.bulk.names import repeated
 from mhex_vision.bulk.decoding import decode_file
-from mhex_vision.bulk.listing import Entry, image_endings, is_printable, printable, repeated, walk
+from mhex_vision.bulk.listing import Entry, image_endings, is_printable, printable, walk
 
 
 class FileReader:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import weakref
-from array import array
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-import numpy as np
 import pyarrow as pa
 from PIL import Image
 
@@ -95,16 +93,6 @@ def image_endings() -> frozenset[str]:
 def ending(name: str) -> str:
     """The ending of a file's name, in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 - millions of times, and a Path is slow to make
-
-
-def repeated(strings: Iterable[str]) -> set[int]:
-    """The hashes (in this process) of strings that occur more than once, at eight bytes a string.
-
-    Two different strings may share a hash: the answer says which strings to look at, and not which are repeated.
-    """
-    hashes = np.frombuffer(array("q", map(hash, strings)), dtype=np.int64)
-    ordered = np.sort(hashes)
-    return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
 
 
 class Found(NamedTuple):

@@ -13,9 +13,10 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
 
+from mhex_core.bulk.names import repeated
 from mhex_vision.bulk.archives import Archives
 from mhex_vision.bulk.decoding import decode_bytes, decode_file
-from mhex_vision.bulk.listing import Entry, Found, KeptOpen, repeated
+from mhex_vision.bulk.listing import Entry, Found, KeptOpen
 from mhex_vision.data.preprocessing import UnreadableImageError
 
 ENDING = ".parquet"
