@@ -27,6 +27,12 @@ CORE = nox.project.load_toml("packages/mhex-core/pyproject.toml")["project"]
 # Small tensors are fastest on one thread, and threads that spin while they wait make a busy machine many times slower.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 ELSEWHERE = ("--ignore=tests/browser", "--ignore=tests/docs")
+# Tests of what reaches the compiled code, and of its absence.
+WITH_KERNELS = (
+    *("tests/core", "tests/native", "tests/repo", "tests/vision/bulk", "tests/text/bulk"),
+    *(f"tests/vision/test_{name}.py" for name in ("classifier", "explain", "explaining", "explanation", "cli", "demo")),
+    *(f"tests/text/test_{name}.py" for name in ("modeling", "explain", "explanation", "cli", "demo")),
+)
 CPU_ONLY = {"MHEX_NATIVE": "1", "MHEX_CUDA": "0"}
 
 
@@ -47,7 +53,7 @@ def install(session: nox.Session, *names: str, editable: bool = True, native: st
 def run_tests(session: nox.Session, *places: str, marks: str = "not slow", **environment: str) -> None:
     """Run pytest with the arguments given, a file per process; the long tests only where they are asked for."""
     chosen = [] if "-m" in session.posargs else ["-m", marks]
-    spread = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
+    spread = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder"]
     session.run("pytest", *spread, *chosen, *session.posargs, *places, env={**ONE_THREAD, **environment})
 
 
@@ -85,9 +91,9 @@ def native(session: nox.Session) -> None:
 
 @nox.session
 def pure(session: nox.Session) -> None:
-    """Run the whole suite on a wheel without compiled code."""
+    """Run what kernels have a part in on wheels without compiled code: all of the core, and what explains."""
     install(session, "test", editable=False, native="0")
-    run_tests(session, *ELSEWHERE)
+    run_tests(session, *WITH_KERNELS, "--ignore=tests/core/bulk/test_cluster.py")
 
 
 @nox.session

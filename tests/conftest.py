@@ -12,6 +12,15 @@ from .forge import Forge
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 
+# Files whose tests wait for processes for minutes.
+LONG = ("test_faults.py", "test_cluster.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first: as the last ones they would be waited for by everything else."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session")
 def python():
     """Starts processes that have imported torch."""
