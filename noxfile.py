@@ -11,11 +11,9 @@ import nox
 nox.needs_version = ">=2025.5"
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"
-# fmt: off
-nox.options.sessions = [
-    "lint", "types", "tests", "browser", "docs", "notebooks", "native", "pure", "transformers4", "sdist", "abi",
-]
-# fmt: on
+nox.options.sessions = ["lint", "types", "tests", "browser", "docs", "native"]
+# What `full` runs: other ways to install the same code, which seldom fail where the sessions above pass.
+FULL = ("notebooks", "pure", "transformers4", "sdist", "abi")
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PACKAGES = ("packages/mhex-core", "packages/mhex-vision[all]", "packages/mhex-text[all]")
@@ -80,6 +78,13 @@ def tests(session: nox.Session) -> None:
     """Run the tests (`nox -s tests -- -m slow` runs the long ones), but for those of `browser` and `docs`."""
     install(session, "test")
     run_tests(session, *ELSEWHERE)
+
+
+@nox.session(venv_backend="none")
+def full(session: nox.Session) -> None:
+    """Run what takes long and seldom fails alone: notebooks, wheels without kernels, old versions, distributions."""
+    for name in FULL:
+        session.notify(name)
 
 
 @nox.session

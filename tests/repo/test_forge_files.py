@@ -39,6 +39,12 @@ def sessions_of_noxfile():
     return named, default
 
 
+def long_sessions():
+    """Those that `nox -s full` calls."""
+    (found,) = re.findall(r"^FULL = (\(.*\))$", (ROOT / "noxfile.py").read_text(), re.MULTILINE)
+    return ast.literal_eval(found)
+
+
 def commands(job):
     """What a job runs, each value of its matrix in its place: pairs (step, text)."""
     matrix = job.get("strategy", {}).get("matrix", {})
@@ -88,11 +94,13 @@ def test_sessions_that_are_called_exist(file):
     assert set(sessions_called(file)) <= named
 
 
-def test_every_session_of_the_readme_s_command_runs_on_pull_requests():
-    _, default = sessions_of_noxfile()
+def test_every_session_of_the_readme_s_command_and_the_long_ones_run_on_pull_requests():
+    named, default = sessions_of_noxfile()
     called = [name for file in ("ci.yml", "docs.yml") for name in sessions_called(file)]
     assert default
-    assert set(default) <= set(called)
+    assert {*default, "full"} <= set(called)
+    # What is in neither is called by hand: measurements, and the demo.
+    assert named - set(default) - set(long_sessions()) == {"full", "bench", "gpu", "demo"}
     assert all("pull_request" in triggers(WORKFLOWS[file]) for file in ("ci.yml", "docs.yml"))
 
 
