@@ -5,7 +5,15 @@ import sys
 
 import pytest
 
-from mhex_core.specs import check_options, import_function, listed, methods_by_name, parse_spec, read_value
+from mhex_core.specs import (
+    check_options,
+    import_function,
+    listed,
+    look_here,
+    methods_by_name,
+    parse_spec,
+    read_value,
+)
 
 KNOWN = ("random", "shap", "gradcam")
 
@@ -137,3 +145,29 @@ def test_methods_come_by_name():
     ):
         with pytest.raises(error, match=message):
             methods_by_name(methods, str.upper)
+
+
+@pytest.fixture
+def beside_images(tmp_path, monkeypatch):
+    """A current folder with modules in it, of which two are called as installed ones are."""
+    for name in ("numpy", "timm", "own_of_the_user"):
+        (tmp_path / f"{name}.py").write_text("def double(value):\n    return 2 * value\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("names", [[], ["mhex"], ["mhex:beta=0.5", "gradcam:layer=layer3.1"]], ids=str)
+def test_the_current_folder_stays_out_of_the_import_path(beside_images, names):
+    look_here(names)
+    assert beside_images not in sys.path
+
+
+def test_it_comes_last_for_a_function_that_was_named(beside_images):
+    before = list(sys.path)
+    look_here(["mhex", "own_of_the_user:double"])
+    look_here(["timm:double"])
+    assert sys.path == [*before, beside_images]
+    assert import_function("own_of_the_user:double")(4) == 8
+    with pytest.raises(ValueError, match="can be imported"):
+        import_function("numpy:of_no_such_name")  # the installed one

@@ -197,6 +197,17 @@ def test_archives_that_do_not_say_how_to_read(archive, tmp_path):
         report_archive(tmp_path / "old")
 
 
+def test_a_function_that_an_archive_names_is_not_imported(archive, tmp_path, monkeypatch):
+    (tmp_path / "lurking.py").write_text("raise AssertionError('it was run')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(archive, tmp_path / "crafted")
+    manifest = json.loads((archive / "manifest.json").read_text())
+    manifest["settings"] |= {"method": "lurking:maps", "beta": 0.0}
+    (tmp_path / "crafted" / "manifest.json").write_text(json.dumps(manifest))
+    report_archive(tmp_path / "crafted", samples=1)
+    assert "lurking" not in sys.modules
+
+
 def test_the_command(archive, pictures, run_folder, tmp_path, capsys):
     out = tmp_path / "page.html"
     asked = ["report", "--archive", str(archive), "--out", str(out)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 Value = int | float | bool | str
@@ -64,6 +66,17 @@ def check_options(name: str, options: Collection[str], known: Collection[str]) -
     if unknown:
         listed_options = ", ".join(known) if known else "none"
         raise ValueError(f"options of {name} must be among: {listed_options}; got {', '.join(unknown)}")
+
+
+def look_here(names: Iterable[str]) -> None:
+    """Have a command find the functions that its user wrote: whoever types "module:function" means the current folder.
+
+    The folder comes last, so that what lies there takes no installed module's place, and only for such a name: beside
+    the images there may be somebody else's `timm.py`.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path and any(":" in name and "=" not in name for name in names):
+        sys.path.append(here)
 
 
 def import_function(name: str) -> Callable[..., Any]:

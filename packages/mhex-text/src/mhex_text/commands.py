@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from mhex_core.specs import listed
+from mhex_core.specs import listed, look_here
 from mhex_text import explainers
 from mhex_text._library import quiet
 from mhex_text.by_method import explain_by
@@ -138,7 +138,8 @@ def evaluate(options: argparse.Namespace, say: Say) -> None:
     for name, network in (("--checkpoint", model), ("--judge", judge)):
         _check_classes(name, network, bundle)
     tokenizer, other = tokenizer_at(options.checkpoint), tokenizer_at(options.judge)
-    look_for_functions_here()
+    methods = listed(options.methods)
+    look_here(methods)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     judge.to(device)
@@ -148,7 +149,7 @@ def evaluate(options: argparse.Namespace, say: Say) -> None:
         tokenizer=tokenizer,
         judge=judge,
         judge_tokenizer=other,
-        methods=listed(options.methods),
+        methods=methods,
         metrics=listed(options.metrics),
         out=options.out,
         max_length=options.max_length,
@@ -331,15 +332,9 @@ def _method(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     given = [f"--{name}" for name, value in flags.items() if value != {"layers": "3", "beta": 1.0}.get(name, False)]
     if given:
         raise ValueError(f"{', '.join(given)} must go with --method mhex, got --method {options.method}")
-    look_for_functions_here()
+    look_here([options.method])
     explainers.parse(options.method)  # what is wrong shows before anything is loaded
     return options.method, {}
-
-
-def look_for_functions_here() -> None:
-    """Whoever names a function of their own means the one in the folder they are in."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
 
 
 def layers_of(name: str, text: str) -> Layers:

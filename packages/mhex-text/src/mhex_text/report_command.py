@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from mhex_core.explorer import ExplorerPage
-from mhex_core.specs import listed
+from mhex_core.specs import listed, look_here
 from mhex_text import explainers
 from mhex_text.by_method import explain_by
 from mhex_text.commands import (
@@ -23,7 +23,6 @@ from mhex_text.commands import (
     given_texts,
     layers_of,
     load,
-    look_for_functions_here,
     tokenizer_at,
 )
 from mhex_text.data import TextBundle, UnreadableTextWarning
@@ -213,7 +212,7 @@ def _methods(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     names = listed(options.methods)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"--methods must be at least one, each once, got {options.methods!r}")
-    look_for_functions_here()
+    look_here(names)
     flags = {"layers": options.layers, "beta": options.beta, "attention": options.attention or None}
     given = {name: value for name, value in flags.items() if value is not None}
     if given and "mhex" not in names:

@@ -434,4 +434,7 @@ def entry_point() -> NoReturn:
 
 
 if __name__ == "__main__":
+    # `python -m` looks for modules in the current folder first, where somebody else's may lie beside the images.
+    if not sys.flags.safe_path and sys.path[:1] == [str(Path.cwd())]:
+        del sys.path[0]
     entry_point()

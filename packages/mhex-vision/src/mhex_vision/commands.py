@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mhex_core.specs import listed
+from mhex_core.specs import listed, look_here
 from mhex_vision import checkpoint, drawing, surgery
 from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.data import Preprocessing, UnreadableImageError, load_data
@@ -142,7 +141,7 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     files = image_files(options.input, options.out)
-    find_own_functions()
+    look_here([options.method])
     method = parse(options.method)
     if options.beta is not None:
         if not isinstance(method, OwnSaliency):
@@ -226,8 +225,8 @@ def evaluate(options: argparse.Namespace, say: Say) -> int:
         if not isinstance(images, FolderImages):
             raise ValueError(f"--masks goes with a folder of images, and {data.name} is none")
         images = images.with_masks(options.masks)
-    find_own_functions()
     methods, metrics = listed(options.methods), listed(options.metrics)
+    look_here(methods)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     judge.to(device)
@@ -295,12 +294,6 @@ def info(options: argparse.Namespace, say: Say) -> None:
             say(f"  {line.strip().rstrip(',')}")
         say(f"  blocks: {', '.join(model.layer_names)}")
         say(f"  parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
-
-
-def find_own_functions() -> None:
-    """Whoever names a function of their own means the one in the folder they are in."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
 
 
 def quoted(value: object) -> str:

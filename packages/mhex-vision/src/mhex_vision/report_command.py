@@ -11,9 +11,9 @@ import torch
 
 import mhex_vision
 from mhex_core.explorer import ExplorerPage
-from mhex_core.specs import listed, methods_by_name
+from mhex_core.specs import listed, look_here, methods_by_name
 from mhex_vision.classifier import MHEXClassifier
-from mhex_vision.commands import check_classes, find_own_functions, image_files, quoted, readable_batches
+from mhex_vision.commands import check_classes, image_files, quoted, readable_batches
 from mhex_vision.data import Preprocessing, load_data
 from mhex_vision.explainers import Explainer, parse
 from mhex_vision.explainers.own import OwnSaliency
@@ -53,7 +53,6 @@ def report(options: argparse.Namespace, say: Say, complain: Say) -> int:
         raise ValueError(f"--out must be a file, got the folder {options.out}")
     if options.archive is not None:
         return _of_archive(options, say, complain)
-    find_own_functions()
     methods = _methods(options)
     model = load_classifier(options.checkpoint)
     own = [name for name, method in methods.items() if isinstance(method, OwnSaliency)]
@@ -122,7 +121,9 @@ def told(page: ExplorerPage, path: Path, methods: int, *, asked: int, max_mb: fl
 
 
 def _methods(options: argparse.Namespace) -> dict[str, Explainer]:
-    methods = methods_by_name(listed(options.methods), parse)
+    names = listed(options.methods)
+    look_here(names)
+    methods = methods_by_name(names, parse)
     if options.beta is None:
         return methods
     if not any(isinstance(method, OwnSaliency) for method in methods.values()):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from pathlib import Path
 from typing import Any
+
+from mhex_core.specs import look_here
 
 SAME_BITS = "MKL_CBWR"
 """The setting of MKL, which multiplies torch's matrices on x86, that is read once, before the first product. Without it
@@ -18,8 +18,8 @@ _LEAST = {"batch_size": 1, "max_length": 1, "shard_size": 1, "lanes": 1, "worker
 def running(options: argparse.Namespace) -> dict[str, Any]:
     """How a batch runs, as its flags say.
 
-    The process becomes one for such runs: the current folder is one that modules are looked for in, and matrix products
-    have the same bits wherever in memory their factors lie.
+    The process becomes one for such runs: a method of the user's own is looked for in the current folder, and matrix
+    products have the same bits wherever in memory their factors lie.
 
     Args:
         options: With the flags of a batch's running, from `batch_size` to `overwrite`.
@@ -38,8 +38,6 @@ def running(options: argparse.Namespace) -> dict[str, Any]:
     if options.address is not None and engine != "ray":
         raise ValueError(f"--address must come with --engine ray, got --engine {engine}")
     os.environ.setdefault(SAME_BITS, "AUTO")
-    # Whoever names a function of their own means the one in the folder they are in.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    look_here([options.method])
     same = ("batch_size", "shard_size", "workers", "lanes", "address", "overwrite", "autocast", "compile")
     return {"engine": engine, **{name: getattr(options, name) for name in same}}

@@ -20,7 +20,7 @@ from mhex_vision.bulk.job import JobReader
 from mhex_vision.bulk.reading import read_saliency
 from mhex_vision.bulk.sources import reader_of
 from mhex_vision.data import Preprocessing
-from mhex_vision.explainers import parse
+from mhex_vision.explainers import EXPLAINERS, parse
 from mhex_vision.explainers.own import OwnSaliency
 from mhex_vision.progress import counter
 from mhex_vision.reporting import picture_of
@@ -125,8 +125,10 @@ class _Rows:
     def method(self) -> Method:
         """The method that the maps are of; known to have a sign once rows have been read."""
         settings: Mapping[str, Any] = self.archive.manifest["settings"]
-        # Only settings of the classifier's own saliency name a beta, and nobody else's method needs to be there.
-        explainer = parse(settings["method"]) if "beta" in settings else None
+        # Only the classifier's own saliency has such settings. A function of somebody else need not be here, and is
+        # not imported because an archive names it.
+        known = "beta" in settings and settings["method"].partition(":")[0] in EXPLAINERS
+        explainer = parse(settings["method"]) if known else None
         spans = isinstance(explainer, OwnSaliency) and bool(explainer.options.get("normalize", True))
         # The sum of the layers as it is stored: what is for and what is against a class count alike.
         return Method(
