@@ -1,5 +1,6 @@
 """Networks by name: what is not there, or cannot be fetched, is named. No test reaches for the network."""
 
+import pickle
 import sys
 from urllib.error import URLError
 
@@ -9,7 +10,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models import _api
 
-from mhex_vision import MHEXClassifier, backbones
+from mhex_vision import MHEXClassifier, PlainClassifier, backbones, load_classifier
 
 
 @pytest.fixture
@@ -157,3 +158,66 @@ def test_a_replaced_layer_is_where_and_what_the_old_one_was(networks):
     last = model.backbone.fc[1]
     assert (last.in_features, last.out_features, last.bias, last.weight.dtype) == (6, 2, None, torch.float64)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+
+
+class Payload:
+    """What runs when it is unpickled."""
+
+    def __init__(self, witness):
+        self.witness = witness
+
+    def __reduce__(self):
+        return (type(self.witness).touch, (self.witness,))
+
+
+@pytest.mark.parametrize("how", ["name", "checkpoint", "plain checkpoint"])
+@pytest.mark.parametrize(
+    "option", ["checkpoint_path={}", "pretrained_cfg={}", "cache_dir={}", "pretrained=true", "kwargs_filter=x"]
+)
+def test_a_name_opens_no_file_and_fetches_nothing(tmp_path, how, option):
+    pytest.importorskip("timm")
+    witness, pickled = tmp_path / "was-run", tmp_path / "weights.pth"
+    pickled.write_bytes(pickle.dumps(Payload(witness)))
+    model = PlainClassifier.from_name("timm/test_resnet", 2)
+    if how == "checkpoint":
+        model = MHEXClassifier.from_backbone(model, 2, image_size=32)
+    model.save_pretrained(tmp_path)
+
+    def use(name):
+        if how == "name":
+            return MHEXClassifier.from_backbone(name, 2)
+        config = tmp_path / "config.json"
+        config.write_text(config.read_text().replace("timm/test_resnet", name))
+        return load_classifier(tmp_path)
+
+    name = f"timm/test_resnet:{option.format(pickled)}"
+    with pytest.raises(ValueError, match=f"options of a backbone must be of its shape .*{option.partition('=')[0]}"):
+        use(name)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("timm/test_vit:depth=3000", r"depth must be in \(0, 256\], got 3000 in 'timm/test_vit:depth=3000'"),
+        ("timm/test_vit:embed_dim=1000000", "embed_dim must be at most 65536"),
+        ("timm/test_vit:depth=deep", r"depth must be in \(0, 256\], got deep"),
+        ("timm/test_vit:mlp_ratio=nan", "mlp_ratio must be at most"),
+        ("timm/test_vit:patch_size=0", "cannot be built with these options"),
+        ("timm/test_vit:num_heads=0", "cannot be built with these options"),
+        ("timm/test_vit:act_layer=of-no-such-name", "cannot be built with these options"),
+        ("timm/hf-hub:somebody/something", "must name a timm network"),
+        ("timm/local-dir:somewhere", "must name a timm network"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_named_before_it_is_built(name, words):
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=words):
+        backbones.build(name, 2)
+
+
+def test_shapes_that_can_be_are_built():
+    pytest.importorskip("timm")
+    vit = backbones.build("timm/test_vit:img_size=32,patch_size=8,depth=2,embed_dim=32,num_heads=2,qkv_bias=false", 2)
+    assert len(vit.blocks) == 2
+    assert not backbones.build("resnet18:zero_init_residual=true", 2).layer1[0].bn2.weight.any()

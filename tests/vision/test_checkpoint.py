@@ -10,9 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from mhex_core.weights import read_weights
 from mhex_vision import MHEXClassifier, Preprocessing, checkpoint
 
 SIZE = (32, 32)
+
+
+class Interrupted(BaseException):
+    """As a signal or a full disk would be."""
 
 
 def contents(folder):
@@ -98,7 +103,7 @@ def test_saving_twice_replaces_what_was_there(make_classifier, make_images, tmp_
 
 def test_half_precision_weights_are_written_as_they_are(make_classifier, tmp_path):
     make_classifier().to(torch.bfloat16).save_pretrained(tmp_path)
-    dtypes = {tensor.dtype for tensor in checkpoint.read_tensors(tmp_path / "model.safetensors").values()}
+    dtypes = {tensor.dtype for tensor in read_weights(tmp_path / "model.safetensors").values()}
     assert dtypes == {torch.bfloat16, torch.int64}  # BatchNorm counts its batches
 
 
@@ -167,12 +172,98 @@ def test_damaged_weights_are_named_and_never_unpickled(saved, load, damage, monk
 )
 def test_weights_of_another_network_are_named(saved, load, change, words):
     path = saved / "model.safetensors"
-    tensors = checkpoint.read_tensors(path)
+    tensors = read_weights(path)
     change(tensors)
     save_file(tensors, path)
     with pytest.raises(ValueError, match=rf"run/model\.safetensors belongs to another network: it .*{words}") as caught:
         load()
     assert one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.bool, torch.float8_e5m2], ids=str)
+def test_numbers_of_another_kind_are_named(saved, load, dtype):
+    path = saved / "model.safetensors"
+    tensors = read_weights(path)
+    tensors["blocks.0.head.weight"] = torch.ones(tensors["blocks.0.head.weight"].shape).to(dtype)
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=rf"has other numbers for blocks\.0\.head\.weight \({dtype}\)"):
+        load()
+
+
+def test_a_header_that_says_another_type_is_noticed(saved, load):
+    path = saved / "model.safetensors"
+    raw = path.read_bytes()
+    assert b'"F32"' in raw
+    path.write_bytes(raw.replace(b'"F32"', b'"I32"', 1))
+    with pytest.raises(ValueError, match=r"has other numbers for .*torch\.int32"):
+        load()
+    path.write_bytes(raw.replace(b'"F32"', b'"C64"', 1))  # other sizes do not add up
+    with pytest.raises(ValueError, match="damaged"):
+        load()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["blocks.0.head.weight", "backbone."])
+def test_weights_that_are_not_finite_are_named(saved, load, name, value):
+    path = saved / "model.safetensors"
+    tensors = read_weights(path)
+    name = (
+        name
+        if name in tensors
+        else next(key for key in tensors if key.startswith("backbone.") and key.endswith("weight"))
+    )
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=rf"not all numbers of {name} are finite"):
+        load()
+
+
+def test_half_precision_is_read_where_single_is_expected(make_classifier, networks, tmp_path):
+    make_classifier().to(torch.float16).save_pretrained(tmp_path)
+    model = MHEXClassifier.from_pretrained(tmp_path, backbone=networks.Net())
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+
+
+def test_one_bit_more_or_less_is_noticed(saved, load):
+    path = saved / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"config\.json: the weights beside it are not those that were saved with it"):
+        load()
+    settings = json.loads((saved / "config.json").read_text())
+    del settings["sha256"]  # as older checkpoints are, and those that somebody changed on purpose
+    (saved / "config.json").write_text(json.dumps(settings))
+    load()
+
+
+def test_weights_of_another_run_are_noticed(saved, load, make_classifier, tmp_path):
+    make_classifier(seed=5).save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", saved)
+    with pytest.raises(ValueError, match="not those that were saved with it"):
+        load()
+
+
+def test_settings_that_were_changed_are_said(saved, load):
+    path = saved / "config.json"
+    path.write_text(edited(decay=0.25)(path.read_text()))
+    with pytest.warns(UserWarning, match=r"config\.json was changed after it was saved; .* remove \"sha256\""):
+        assert load().config.decay == 0.25
+
+
+def test_whoever_is_killed_while_saving_leaves_what_can_be_loaded(saved, load, make_classifier, monkeypatch):
+    write_text, written = checkpoint.write_text, []
+
+    def killed(path, text):
+        if written:
+            raise Interrupted
+        written.append(path)
+        write_text(path, text)
+
+    monkeypatch.setattr(checkpoint, "write_text", killed)
+    with pytest.raises(Interrupted):
+        checkpoint.write(make_classifier(seed=1), saved)
+    load()
 
 
 def edited(**changes):
@@ -189,6 +280,25 @@ CONFIGS = {
     "a wrong type": (edited(gate="yes"), "gate must be a bool"),
     "a wrong value": (edited(at="top"), "at must be one of"),
     "an unknown network": (edited(backbone="resnet19"), "backbone must be .* got 'resnet19'"),
+    "another package's": (
+        lambda text: '{"model_type": "bert"}',
+        "but of a model of transformers, which mhex-text",
+    ),
+    "a number beyond floats": (
+        edited(preprocessing={"size": 8, "mean": [10**400, 0, 0]}),
+        "mean: expected three finite numbers",
+    ),
+    "names in one text": (edited(class_names="abc"), "class_names must be a sequence of texts, got 'abc'"),
+    "a list": (lambda text: "[1]", "not a mapping of settings, got list"),
+    "classes without end": (edited(backbone="resnet18", num_classes=10**9), "larger than its weights"),
+    "classes beyond memory": (edited(backbone="resnet18", num_classes=10**15), "larger than its weights"),
+    "images without end": (edited(backbone="resnet18", image_size=10**7), "image_size must be at most 4096"),
+    "another network": (edited(backbone="wide_resnet101_2"), "larger than its weights: .*, at "),
+    "a download": (edited(backbone="resnet18:weights=DEFAULT"), "must be of its shape .*got weights in"),
+    "a path": (edited(backbone="vit_b_16:checkpoint_path=x"), "must be of its shape .*got checkpoint_path in"),
+    "layers without end": (edited(backbone="vit_b_16:num_layers=100000"), r"num_layers must be in \(0, 256\]"),
+    "a width without end": (edited(backbone="vit_b_16:hidden_dim=1e9"), "hidden_dim must be at most 65536"),
+    "a shape nobody can build": (edited(backbone="vit_b_16:patch_size=0"), "cannot be built with these options"),
     "a network without residual additions": (edited(backbone="squeezenet1_1"), "SqueezeNet has no residual addition"),
 }
 
@@ -205,10 +315,6 @@ def test_a_damaged_configuration_is_named(saved, kind):
 
 
 # --------------------------------------------------------------------------------------------------------- interruption
-
-
-class Interrupted(BaseException):
-    """As a signal or a full disk would be."""
 
 
 @pytest.mark.parametrize("there", [True, False])

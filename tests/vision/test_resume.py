@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mhex_core.weights import read_weights
 from mhex_vision import MHEXClassifier, checkpoint, training
 from mhex_vision.evaluation import Metrics
 from mhex_vision.training import train
@@ -224,7 +225,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(
     result = train(model, data, recipe, out=tmp_path, on_epoch=lambda _: kept.append(weights(model)))
     assert (result.best_epoch, len(result.history)) == (best, epochs)
     assert_same_weights(weights(model), kept[best - 1])
-    assert_same_weights(checkpoint.read_tensors(tmp_path / "model.safetensors"), kept[best - 1])
+    assert_same_weights(read_weights(tmp_path / "model.safetensors"), kept[best - 1])
 
 
 def test_without_validation_and_test_images_the_last_epoch_is_kept(data, tmp_path):

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mhex_core.files import write_atomically
+from mhex_core.weights import weights_digest
 
 SETTINGS_FILE = "comparison.json"
 SAMPLES_FILE = "samples.parquet"
@@ -91,8 +91,5 @@ class Pieces:
 
 
 def weights_checksum(network: nn.Module) -> str:
-    """Enough to notice that a call is repeated with other weights: eight hexadecimal digits."""
-    checksum = 0
-    for tensor in network.state_dict().values():
-        checksum = zlib.crc32(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes(), checksum)
-    return f"{checksum:08x}"
+    """Enough to notice that a call is repeated with other weights: 16 hexadecimal digits."""
+    return weights_digest(network.state_dict())[:16]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mhex_core.files import write_atomically
-from mhex_vision.config import MHEXConfig
+from mhex_core.weights import check_seal, check_weights, no_larger_than, read_settings, read_weights, sealed
 
 if TYPE_CHECKING:
     from mhex_vision.classifier import MHEXClassifier
     from mhex_vision.plain import PlainClassifier
+
+Model = TypeVar("Model", bound=nn.Module)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -28,26 +31,33 @@ def write_text(path: Path, text: str) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file atomically."""
+    write_atomically(path, lambda temporary: _save(tensors, temporary, metadata))
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    mode = path.stat().st_mode
     whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-
-    def write_whole(temporary: Path) -> None:
-        mode = temporary.stat().st_mode
-        save_file(whole, temporary, metadata=dict(metadata or {}))
-        temporary.chmod(mode)  # safetensors puts a file there that nobody else may read
-
-    write_atomically(path, write_whole)
+    save_file(whole, path, metadata=dict(metadata or {}))
+    path.chmod(mode)  # safetensors puts a file there that nobody else may read
 
 
 def write(model: MHEXClassifier | PlainClassifier, folder: Path) -> None:
     """Write configuration and weights; both are complete before either replaces an older one."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = model.config.to_json()
+    settings, tensors = json.loads(model.config.to_json()), model.state_dict()
+    plain, whole = (_as_text(values) for values in (settings, sealed(settings, tensors)))
 
     def write_both(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-        write_tensors(folder / WEIGHTS_FILE, model.state_dict())
+        _save(tensors, temporary)
+        # Without its seal: whoever is killed before the weights are in place leaves a pair that can be loaded.
+        write_text(folder / CONFIG_FILE, plain)
 
-    write_atomically(folder / CONFIG_FILE, write_both)
+    write_atomically(folder / WEIGHTS_FILE, write_both)
+    write_text(folder / CONFIG_FILE, whole)
+
+
+def _as_text(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
 
 def locate(
@@ -93,51 +103,35 @@ def locate(
         ) from error
 
 
-def read_config_text(folder: Path) -> str:
-    """The text of config.json.
+def restore(folder: Path, build: Callable[[str], Model]) -> Model:
+    """Build a network as config.json says, and fill it with model.safetensors.
+
+    Args:
+        folder: The checkpoint.
+        build: Makes the network of the text of config.json.
+
+    Returns:
+        The network, in evaluation mode.
 
     Raises:
-        FileNotFoundError: It is missing.
-        ValueError: It is no text.
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged, or not what it should be.
     """
     path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no checkpoint: {CONFIG_FILE} is missing")
+    settings = read_settings(path)
+    tensors = read_weights(folder / WEIGHTS_FILE)
     try:
-        return path.read_text(encoding="utf-8")
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error
-
-
-def read_config(folder: Path) -> MHEXConfig:
-    """Read config.json.
-
-    Raises:
-        FileNotFoundError: It is missing.
-        ValueError: It is damaged or something else.
-    """
-    path = folder / CONFIG_FILE
-    text = read_config_text(folder)
-    try:
-        return MHEXConfig.from_json(text)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        FileNotFoundError: It is missing.
-        ValueError: It is damaged, truncated or something else.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is no checkpoint: {path.name} is missing")
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is damaged, truncated or no safetensors file ({error})") from error
-    return tensors
+        with no_larger_than(tensors):
+            model = build(json.dumps(settings))
+    except ImportError:
+        raise
+    # Settings of somebody else's may ask a network's own constructor for anything, and it may say no in any way.
+    except Exception as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} cannot be used: {' '.join(reason.split())}") from error
+    _fill(model, tensors, folder)
+    check_seal(settings, tensors, path)
+    return model.eval()
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -153,18 +147,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         FileNotFoundError: The file is missing.
         ValueError: It is damaged, or belongs to another network.
     """
-    path = folder / WEIGHTS_FILE
-    tensors = read_tensors(path)
-    wanted = model.state_dict()
-    for problem, names in (
-        ("lacks", sorted(wanted.keys() - tensors.keys())),
-        ("has unknown", sorted(tensors.keys() - wanted.keys())),
-        (
-            "has another shape for",
-            sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape),
-        ),
-    ):
-        if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise ValueError(f"{path} belongs to another network: it {problem} {shown}")
+    _fill(model, read_weights(folder / WEIGHTS_FILE), folder)
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    check_weights(tensors, model.state_dict(), str(folder / WEIGHTS_FILE))
     model.load_state_dict(tensors)

@@ -335,19 +335,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         folder = checkpoint.locate(
             path_or_repo, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        config = checkpoint.read_config(folder)
-        if backbone is None and config.backbone is None:
-            raise ValueError(f"{folder} was saved from a module of your own; pass the network as backbone=...")
-        try:
-            if backbone is not None:
-                network = copy.deepcopy(backbone)
-            else:
-                network = backbones.build(str(config.backbone), config.num_classes)
-            model = cls(config, network)
-        except ValueError as error:
-            raise ValueError(f"{folder / checkpoint.CONFIG_FILE} cannot be used: {error}") from error
-        checkpoint.load_weights(model, folder)
-        return model.eval()
+        return checkpoint.restore(folder, lambda text: cls._built(MHEXConfig.from_json(text), backbone))
 
     def save_pretrained(
         self,
@@ -386,6 +374,14 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         name = repo_id if repo_id is not None else folder.name
         address: str = self.push_to_hub(repo_id=name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
         return address
+
+    @classmethod
+    def _built(cls, config: MHEXConfig, backbone: nn.Module | None) -> Self:
+        if backbone is not None:
+            return cls(config, copy.deepcopy(backbone))
+        if config.backbone is None:
+            raise ValueError("it was saved from a module of your own; pass the network as backbone=...")
+        return cls(config, backbones.build(config.backbone, config.num_classes))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         checkpoint.write(self, save_directory)

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+from mhex_core.weights import SEAL, kind_of
 from mhex_vision.data import Preprocessing
 from mhex_vision.surgery import Placement
 
+if TYPE_CHECKING:
+    from mhex_vision.plain import PlainConfig
+
+Config = TypeVar("Config", "MHEXConfig", "PlainConfig")
 Classifier = Literal["drop", "keep"]
 Objective = Literal["layerwise", "joint"]
 Activation = Literal["sum", "shortcut"]
 
 FORMAT_VERSION = 1
+LARGEST_SIDE = 4096
+"""Of the images that a network is probed with, whose memory a configuration from elsewhere decides on."""
 _CHOICES = {"at": Placement, "classifier": Classifier, "objective": Objective, "activation": Activation}
 
 
@@ -63,6 +70,8 @@ class MHEXConfig:
                 raise TypeError(f"{name} must be an int, got {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.image_size > LARGEST_SIDE:
+            raise ValueError(f"image_size must be at most {LARGEST_SIDE}, got {self.image_size}")
         for name in ("gate", "freeze_backbone", "multi_label"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
@@ -73,6 +82,7 @@ class MHEXConfig:
         if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0 <= self.decay <= 1:
             raise ValueError(f"decay must be a number in [0, 1], got {self.decay!r}")
         object.__setattr__(self, "class_names", checked_class_names(self.class_names, self.num_classes))
+        checked_preprocessing(self.preprocessing)
 
     def to_json(self) -> str:
         """The text of config.json."""
@@ -87,21 +97,7 @@ class MHEXConfig:
         Raises:
             ValueError: It is not JSON, not such a configuration, or of a newer format.
         """
-        values = read_settings(text, "mhex_vision_format", FORMAT_VERSION, kind="an MHEX classifier")
-        known = {entry.name for entry in fields(cls)}
-        missing = sorted({"backbone", "num_classes"} - set(values))
-        if missing:
-            raise ValueError(f"keys {', '.join(missing)} are missing")
-        unknown = sorted(set(values) - known - {"mhex_vision_format"})
-        if unknown:
-            raise ValueError(f"unknown keys {', '.join(unknown)}")
-        chosen = {name: value for name, value in values.items() if name in known}
-        try:
-            if chosen.get("preprocessing") is not None:
-                chosen["preprocessing"] = Preprocessing.from_dict(chosen["preprocessing"])
-            return cls(**chosen)
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+        return settings_of(cls, text, "mhex_vision_format", FORMAT_VERSION, kind="an MHEX classifier")
 
 
 def checked_class_names(names: object, num_classes: int) -> tuple[str, ...]:
@@ -118,8 +114,14 @@ def checked_class_names(names: object, num_classes: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def read_settings(text: str, key: str, version: int, *, kind: str) -> Mapping[str, Any]:
-    """The values of a config.json, of which `key` says the format.
+def checked_preprocessing(preprocessing: object) -> None:
+    """Refuse what is neither None nor a `Preprocessing`."""
+    if preprocessing is not None and not isinstance(preprocessing, Preprocessing):
+        raise TypeError(f"preprocessing must be a Preprocessing or None, got {type(preprocessing).__name__}")
+
+
+def settings_of(kind_of_config: type[Config], text: str, key: str, version: int, *, kind: str) -> Config:
+    """Make a configuration of the text of a config.json, of which `key` says the format.
 
     Raises:
         ValueError: It is not JSON, not such a configuration, or of another format.
@@ -129,7 +131,21 @@ def read_settings(text: str, key: str, version: int, *, kind: str) -> Mapping[st
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error
     if not isinstance(values, Mapping) or key not in values:
-        raise ValueError(f"not the configuration of {kind} (no key {key!r})")
-    if values[key] != version:
+        other = f"but of {kind_of(values)}" if isinstance(values, Mapping) else "but a list or a value"
+        raise ValueError(f"not the configuration of {kind} (no key {key!r}), {other}")
+    if type(values[key]) is not int or values[key] != version:
         raise ValueError(f"format {values[key]!r} is not {version}, the one this version reads")
-    return values
+    known = {entry.name for entry in fields(kind_of_config)}
+    missing = sorted({"backbone", "num_classes"} - set(values))
+    if missing:
+        raise ValueError(f"keys {', '.join(missing)} are missing")
+    unknown = sorted(set(values) - known - {key, SEAL})
+    if unknown:
+        raise ValueError(f"unknown keys {', '.join(unknown)}")
+    chosen = {name: value for name, value in values.items() if name in known}
+    try:
+        if chosen.get("preprocessing") is not None:
+            chosen["preprocessing"] = Preprocessing.from_dict(chosen["preprocessing"])
+        return kind_of_config(**chosen)
+    except TypeError as error:
+        raise ValueError(str(error)) from error

@@ -13,9 +13,10 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from mhex_core import _checks
+from mhex_core.weights import read_settings
 from mhex_vision import backbones, checkpoint, instrumentation
 from mhex_vision.classifier import MHEXClassifier
-from mhex_vision.config import checked_class_names, read_settings
+from mhex_vision.config import checked_class_names, checked_preprocessing, settings_of
 from mhex_vision.data import Preprocessing
 
 FORMAT_KEY = "mhex_vision_plain_format"
@@ -46,6 +47,7 @@ class PlainConfig:
         _checks.positive_int("num_classes", self.num_classes)
         _checks.flag("multi_label", self.multi_label)
         object.__setattr__(self, "class_names", checked_class_names(self.class_names, self.num_classes))
+        checked_preprocessing(self.preprocessing)
 
     def to_json(self) -> str:
         """The text of config.json."""
@@ -60,14 +62,7 @@ class PlainConfig:
         Raises:
             ValueError: It is not JSON, not such a configuration, or of a newer format.
         """
-        values = read_settings(text, FORMAT_KEY, FORMAT_VERSION, kind="a plain classifier")
-        chosen = {name: value for name, value in values.items() if name != FORMAT_KEY}
-        try:
-            if chosen.get("preprocessing") is not None:
-                chosen["preprocessing"] = Preprocessing.from_dict(chosen["preprocessing"])
-            return cls(**chosen)
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+        return settings_of(cls, text, FORMAT_KEY, FORMAT_VERSION, kind="a plain classifier")
 
 
 class PlainClassifier(nn.Module):
@@ -131,15 +126,11 @@ class PlainClassifier(nn.Module):
             FileNotFoundError: There is no such folder, or a file is missing from it.
             ValueError: A file is damaged, or not what it should be.
         """
-        folder = checkpoint.locate(path)
-        text = checkpoint.read_config_text(folder)
-        try:
-            config = PlainConfig.from_json(text)
-            model = cls(config, backbones.build(config.backbone, config.num_classes))
-        except ValueError as error:
-            raise ValueError(f"{folder / checkpoint.CONFIG_FILE} cannot be used: {error}") from error
-        checkpoint.load_weights(model, folder)
-        return model.eval()
+        return checkpoint.restore(checkpoint.locate(path), lambda text: cls._built(PlainConfig.from_json(text)))
+
+    @classmethod
+    def _built(cls, config: PlainConfig) -> Self:
+        return cls(config, backbones.build(config.backbone, config.num_classes))
 
 
 def load_classifier(path_or_repo: str | Path) -> MHEXClassifier | PlainClassifier:
@@ -150,6 +141,6 @@ def load_classifier(path_or_repo: str | Path) -> MHEXClassifier | PlainClassifie
         ValueError: A file is damaged, or not what it should be.
     """
     folder = checkpoint.locate(path_or_repo)
-    if f'"{FORMAT_KEY}"' in checkpoint.read_config_text(folder):
+    if FORMAT_KEY in read_settings(folder / checkpoint.CONFIG_FILE):
         return PlainClassifier.from_pretrained(folder)
     return MHEXClassifier.from_pretrained(folder)

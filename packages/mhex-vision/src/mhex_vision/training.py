@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from mhex_core import DeepSupervisionLoss
+from mhex_core.weights import read_weights
 from mhex_vision import checkpoint
 from mhex_vision.classifier import ClassifierOutput, MHEXClassifier
 from mhex_vision.data.augment import imagenet_augmentation
@@ -304,7 +305,7 @@ class _Run:
         if not path.is_file():
             return None
         try:
-            tensors = checkpoint.read_tensors(path)
+            tensors = read_weights(path)
             progress = json.loads(checkpoint.read_metadata(path)["progress"])
             self.network.load_state_dict(_below("model.", tensors))
             state: dict[int, dict[str, Tensor]] = {}

@@ -1,6 +1,5 @@
 """From an image file, of whatever kind, to the tensor a network sees, and back."""
 
-import math
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Resize = Literal["stretch", "crop"]
 Triple = tuple[float, float, float]
+
+# Of means and standard deviations, so that no pixel leaves the range of single precision, and of an image's side, whose
+# memory a configuration from elsewhere decides on.
+_LARGEST, _LARGEST_SIDE = 1e6, 8192
 
 # The crop keeps the proportion that ImageNet evaluation made customary: short side 256, centre square 224.
 _CROP_NUMERATOR, _CROP_DENOMINATOR = 256, 224
@@ -155,7 +158,8 @@ class Preprocessing:
     resize: Resize = "stretch"
 
     def __post_init__(self) -> None:
-        check_int("size", self.size, minimum=1)
+        if check_int("size", self.size, minimum=1) > _LARGEST_SIDE:
+            raise ValueError(f"size: expected an integer of at most {_LARGEST_SIDE}, got {self.size}")
         # Integers and lists from JSON become floats and tuples, so that equal settings compare equal.
         object.__setattr__(self, "mean", _triple("mean", self.mean, positive=False))
         object.__setattr__(self, "std", _triple("std", self.std, positive=True))
@@ -296,7 +300,7 @@ def _triple(argument: str, value: object, *, positive: bool) -> Triple:
     for number in value:
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise TypeError(f"{argument}: expected {expected}, got {value!r}")
-        if not math.isfinite(number) or (positive and number <= 0):
+        if not -_LARGEST <= number <= _LARGEST or (positive and number < 1 / _LARGEST):
             raise ValueError(f"{argument}: expected {expected}, got {value!r}")
         numbers.append(float(number))
     if len(numbers) != 3:
