@@ -26,6 +26,18 @@ def branch_first(shortcut, branch):
     return branch + shortcut
 
 
+def add_by_name(shortcut, branch):
+    return torch.add(input=shortcut, other=branch)
+
+
+def add_one_by_name(shortcut, branch):
+    return torch.add(branch, other=shortcut, alpha=1)
+
+
+def add_in_place_by_name(shortcut, branch):
+    return branch.add_(other=shortcut)
+
+
 # Each way to write the addition, and whether the shortcut is its first operand.
 ADDITIONS = {
     "a + b": (operator.add, True),
@@ -34,6 +46,9 @@ ADDITIONS = {
     "torch.add": (torch.add, True),
     "Tensor.add": (add_method, True),
     "Tensor.add_": (add_method_in_place, False),
+    "torch.add by name": (add_by_name, True),
+    "torch.add, once": (add_one_by_name, False),
+    "Tensor.add_ by name": (add_in_place_by_name, False),
 }
 
 

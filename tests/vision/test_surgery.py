@@ -12,6 +12,10 @@ from mhex_core import MHEXBlock
 from mhex_vision import surgery
 
 SIZE = 64
+WAYS = [
+    *("a + b", "b + a", "+=", "torch.add", "Tensor.add", "Tensor.add_"),
+    *("torch.add by name", "torch.add, once", "Tensor.add_ by name"),
+]
 
 # The modules that hold one residual addition each, which of them really add, and whether the shortcut is written first.
 FAMILIES = {
@@ -96,7 +100,18 @@ def test_placements_take_the_additions_they_name(name, at, expected, with_last):
     assert surgery.choose(additions, "all", with_last=with_last) == additions
 
 
-@pytest.mark.parametrize("add", ["a + b", "b + a", "+=", "torch.add", "Tensor.add", "Tensor.add_"])
+def test_a_scaled_branch_is_a_branch(networks, make_images):
+    network = networks.Residue(lambda net, x: torch.add(x, net.first(x), alpha=0.5)).eval()
+    (forward, _), traced = compiled(network, image_size=8)
+    assert [addition.shortcut_first for addition in traced.additions] == [True]
+    images, recorder = make_images(2, (8, 8)), Recorder()
+    own, _ = forward(network, images, [recorder])
+    assert_close(own, network(images))
+    ((_, branch),) = recorder.calls
+    assert_close(branch, 0.5 * network.first(images))
+
+
+@pytest.mark.parametrize("add", WAYS)
 def test_an_addition_is_found_however_it_is_written(networks, add):
     function, shortcut_first = networks.ADDITIONS[add]
     additions = surgery.trace(networks.Net(add=function), image_size=SIZE).additions
@@ -118,7 +133,6 @@ NOT_RESIDUAL = {
     "two equally deep ways": lambda net, x: net.first(x) + net.second(x),
     "tokens": lambda net, x: x.flatten(2).transpose(1, 2) + net.tokens(x.flatten(2).transpose(1, 2)),
     "one value for all positions": lambda net, x: x + net.first(x).mean(dim=(2, 3), keepdim=True),
-    "a scaled sum": lambda net, x: torch.add(x, net.first(x), alpha=2),
     "nothing at all": lambda net, x: net.first(x),
 }
 
@@ -224,7 +238,7 @@ def compiled(network, *, image_size, keep_output=True, mode="evaluation"):
     return surgery.compile_forward(network, graph, traced.additions, keep_output=keep_output), traced
 
 
-@pytest.mark.parametrize("add", ["a + b", "b + a", "+=", "torch.add", "Tensor.add", "Tensor.add_"])
+@pytest.mark.parametrize("add", WAYS)
 def test_blocks_get_the_shortcut_first_and_then_the_branch(networks, make_images, add):
     torch.manual_seed(0)
     network = networks.shaken(networks.Net(add=networks.ADDITIONS[add][0])).eval()

@@ -65,6 +65,7 @@ class MHEXBlock(nn.Module):
         *,
         prefix: int = 0,
         reuse_branch: bool = False,
+        shortcut_first: bool = False,
     ) -> tuple[Tensor, BlockOutput]:
         """Gate the shortcut and read the head.
 
@@ -76,6 +77,8 @@ class MHEXBlock(nn.Module):
                 only, and without a mask.
             reuse_branch: Whether the sum may be written over `branch`, for callers who need it no more: it saves a
                 tensor's memory and the time to fetch it.
+            shortcut_first: Whether the sum is shortcut + branch and lies in memory as the shortcut does, where the two
+                lie differently; else as the branch does.
 
         Returns:
             The gated shortcut (the shortcut itself when `gate=False`), and a `BlockOutput`.
@@ -91,7 +94,7 @@ class MHEXBlock(nn.Module):
             )
         if not self.gated and self.activation == "sum":
             # The mean of the sum is the sum of the means, and one pass instead of two.
-            activation = residual_sum(branch, shortcut, reuse_branch=reuse_branch)
+            activation = residual_sum(branch, shortcut, reuse_branch=reuse_branch, shortcut_first=shortcut_first)
             hidden = self.gate(torch.relu(mean_over_positions(activation, mask, prefix=prefix)))
             return shortcut, BlockOutput(hidden, self.head(hidden), activation)
         pooled = torch.relu(
@@ -99,7 +102,9 @@ class MHEXBlock(nn.Module):
         )
         hidden = self.gate(pooled)
         gated = shortcut * as_positions(torch.sigmoid(hidden), shortcut) if self.gated else shortcut
-        activation = residual_sum(branch, gated, reuse_branch=reuse_branch) if self.activation == "sum" else gated
+        activation = gated
+        if self.activation == "sum":
+            activation = residual_sum(branch, gated, reuse_branch=reuse_branch, shortcut_first=shortcut_first)
         return gated, BlockOutput(hidden, self.head(hidden), activation)
 
     def gate_sum(self, total: Tensor, mask: Tensor | None = None) -> tuple[Tensor, BlockOutput]:
@@ -153,11 +158,13 @@ class MHEXBlock(nn.Module):
             raise ValueError(f"mask must have shape {tuple(positions)}, got {tuple(mask.shape)}")
 
 
-def residual_sum(branch: Tensor, shortcut: Tensor, *, reuse_branch: bool) -> Tensor:
+def residual_sum(
+    branch: Tensor, shortcut: Tensor, *, reuse_branch: bool = False, shortcut_first: bool = False
+) -> Tensor:
     """branch + shortcut, written over `branch` where that is allowed and changes no dtype."""
     if reuse_branch and torch.promote_types(branch.dtype, shortcut.dtype) == branch.dtype:
         return branch.add_(shortcut)
-    return branch + shortcut
+    return shortcut + branch if shortcut_first else branch + shortcut
 
 
 def mean_over_positions(features: Tensor, mask: Tensor | None = None, *, prefix: int = 0) -> Tensor:

@@ -6,7 +6,6 @@ its patch grid), H x W image size, n targets per sample.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from mhex_core import (
 )
 from mhex_core.attention import attention_received
 from mhex_core.modes import in_evaluation_mode
-from mhex_vision import backbones, checkpoint, instrumentation, surgery
+from mhex_vision import backbones, checkpoint, instrumentation, surgery, tracing
 from mhex_vision.config import Classifier, MHEXConfig, Objective
 from mhex_vision.deployment import DeployedClassifier
 from mhex_vision.explanation import Explanation
@@ -69,7 +68,8 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
 
     def __init__(self, config: MHEXConfig, backbone: nn.Module) -> None:
         super().__init__()
-        network = instrumentation.examine(backbone, image_size=config.image_size)
+        size, frozen = config.image_size, config.freeze_backbone
+        network = instrumentation.examine(backbone, image_size=size, frozen=frozen)
         keep = config.classifier == "keep"
         if keep and network.set_num_classes(backbone, config.num_classes):
             if config.freeze_backbone and not config.gate:
@@ -77,8 +77,12 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
                     f"num_classes is {config.num_classes}, and the backbone to be frozen has another number of "
                     "outputs; a frozen classifier keeps its classes"
                 )
-            network = instrumentation.examine(backbone, image_size=config.image_size)
-        self._additions = surgery.choose(network.additions, config.at, with_last=not keep)
+            network = instrumentation.examine(backbone, image_size=size, frozen=frozen)
+        at = surgery.placement_for(network.additions) if config.at is None else config.at
+        config = replace(config, at=at)
+        unchanged = keep and config.freeze_backbone and not config.gate
+        expected = instrumentation.output_of(backbone, network.image_size) if unchanged else None
+        self._additions = surgery.choose(network.additions, at, with_last=not keep)
         surgery.forbid_in_place(backbone)
         self.config = config
         self.backbone = backbone
@@ -94,6 +98,8 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         if config.freeze_backbone:
             backbone.requires_grad_(requires_grad=False)
         self.train()
+        if expected is not None:
+            instrumentation.check_unchanged(expected, self, backbone, network.image_size)
 
     @classmethod
     def from_backbone(
@@ -102,7 +108,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         num_classes: int,
         *,
         weights: str | None = None,
-        at: Placement = "all",
+        at: Placement | None = None,
         gate: bool = True,
         freeze_backbone: bool = False,
         classifier: Classifier = "drop",
@@ -124,9 +130,9 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             num_classes: K.
             weights: Pretrained weights to start from (with a name only): "DEFAULT" or a name the library knows.
             at: Which residual additions get a block: "all"; "downsample", those that change channels or resolution (the
-                paper's recommended bottlenecks); "stage", the last one at each resolution. Without a classifier of its
-                own the network predicts from its last addition, which then always has a block. A vision transformer has
-                one resolution and no bottlenecks.
+                paper's recommended bottlenecks); "stage", the last one at each resolution. None means all of them, and
+                above a dozen "stage". Without a classifier of its own the network predicts from its last addition,
+                which then always has a block. A vision transformer has one resolution and no bottlenecks.
             gate: Whether shortcuts are gated. Without, blocks watch and change nothing.
             freeze_backbone: Whether the backbone's weights and statistics stay as they are in training.
             classifier: "drop" the network's own classifier (the last head predicts) or "keep" it (it predicts).
@@ -155,7 +161,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
                 raise ValueError("weights belong to a backbone given by name; load your module's weights yourself")
             if isinstance(name_or_module, PlainClassifier):
                 name, name_or_module = name_or_module.config.backbone, name_or_module.backbone
-            backbone = copy.deepcopy(name_or_module)
+            backbone = tracing.copied(tracing.unwrapped(name_or_module))
         else:
             raise TypeError(f"name_or_module must be a name or an nn.Module, got {type(name_or_module).__name__}")
         config = MHEXConfig(
@@ -378,7 +384,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
     @classmethod
     def _built(cls, config: MHEXConfig, backbone: nn.Module | None) -> Self:
         if backbone is not None:
-            return cls(config, copy.deepcopy(backbone))
+            return cls(config, tracing.copied(tracing.unwrapped(backbone)))
         if config.backbone is None:
             raise ValueError("it was saved from a module of your own; pass the network as backbone=...")
         return cls(config, backbones.build(config.backbone, config.num_classes))
@@ -452,4 +458,12 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         keep = self.config.classifier == "keep"
-        self._adopt(instrumentation.compile_copy(self.backbone, self._additions, keep_output=keep))
+        self._adopt(
+            instrumentation.compile_copy(
+                self.backbone,
+                self._additions,
+                image_size=self.config.image_size,
+                frozen=self.config.freeze_backbone,
+                keep_output=keep,
+            )
+        )

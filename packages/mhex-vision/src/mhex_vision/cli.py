@@ -124,7 +124,9 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     network.add_argument(
         "--plain", action="store_true", help="the backbone alone: it explains nothing, and judges for `evaluate`"
     )
-    network.add_argument("--at", choices=PLACEMENTS, default="all", help="which residual connections")
+    network.add_argument(
+        "--at", choices=PLACEMENTS, help="which residual connections; without it all of them, above a dozen one a stage"
+    )
     network.add_argument("--no-gate", action="store_true", help="heads only, no attention gates")
     network.add_argument("--freeze-backbone", action="store_true", help="train gates and heads alone")
     network.add_argument("--classifier", choices=CLASSIFIERS, default="drop", help="the network's own one")

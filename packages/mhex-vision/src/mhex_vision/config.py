@@ -33,7 +33,8 @@ class MHEXConfig:
         backbone: A torchvision name ("resnet18"), a timm name with its prefix ("timm/resnet18"), or None for a module
             that the user built.
         num_classes: K.
-        at: Which residual additions carry a block: "all", "downsample" or "stage". Of a vision transformer the latter
+        at: Which residual additions carry a block: "all", "downsample" or "stage"; None is settled when the network is
+            known, see `MHEXClassifier.from_backbone`. Of a vision transformer the latter
             two name at most the last.
         gate: Whether shortcuts are multiplied by their gate.
         freeze_backbone: Whether the backbone's weights and statistics stay as they are in training.
@@ -49,7 +50,7 @@ class MHEXConfig:
 
     backbone: str | None
     num_classes: int
-    at: Placement = "all"
+    at: Placement | None = "all"
     gate: bool = True
     freeze_backbone: bool = False
     classifier: Classifier = "drop"
@@ -76,7 +77,7 @@ class MHEXConfig:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
         for name, options in _CHOICES.items():
-            if getattr(self, name) not in get_args(options):
+            if getattr(self, name) not in get_args(options) and not (name == "at" and self.at is None):
                 allowed = ", ".join(repr(option) for option in get_args(options))
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0 <= self.decay <= 1:

@@ -21,8 +21,8 @@ class _PlainAddition(nn.Module):
 
     gated = False
 
-    def forward(self, shortcut: Tensor, branch: Tensor, *, prefix: int = 0, reuse_branch: bool) -> tuple[Tensor, None]:
-        del branch, prefix, reuse_branch
+    def forward(self, shortcut: Tensor, branch: Tensor, **layout: bool | int) -> tuple[Tensor, None]:
+        del branch, layout
         return shortcut, None
 
 
@@ -35,8 +35,8 @@ class _GateOnly(nn.Module):
         super().__init__()
         self.gate = block.gate
 
-    def forward(self, shortcut: Tensor, branch: Tensor, *, prefix: int = 0, reuse_branch: bool) -> tuple[Tensor, None]:
-        del reuse_branch
+    def forward(self, shortcut: Tensor, branch: Tensor, *, prefix: int = 0, **layout: bool) -> tuple[Tensor, None]:
+        del layout
         # The same operations in the same order as in MHEXBlock, so that predictions do not change by one bit.
         pooled = torch.relu(mean_over_positions(shortcut, prefix=prefix) + mean_over_positions(branch, prefix=prefix))
         return shortcut * as_positions(torch.sigmoid(self.gate(pooled)), shortcut), None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import fx, nn
 
-from mhex_vision import backbones, surgery
+from mhex_vision import backbones, surgery, tracing
 from mhex_vision.surgery import CompiledForward, ResidualAddition, TracedNetwork
 from mhex_vision.vit.architecture import Architecture, architecture_of
 from mhex_vision.vit.running import compile_forward
@@ -51,12 +53,13 @@ class Examined(Protocol):
         """Functions that run the network with a block at each chosen addition."""
 
 
-def examine(backbone: nn.Module, *, image_size: int = 224) -> Examined:
+def examine(backbone: nn.Module, *, image_size: int = 224, frozen: bool = False) -> Examined:
     """Find a network's residual connections.
 
     Args:
         backbone: A vision transformer that `mhex_vision.vit` knows, or a network that torch.fx can trace.
         image_size: Side of the images that a traced network is probed with. A vision transformer is not probed.
+        frozen: Whether the network is never run in training mode.
 
     Raises:
         ValueError: It is neither, it does not take such images, or it adds nothing residually.
@@ -64,15 +67,51 @@ def examine(backbone: nn.Module, *, image_size: int = 224) -> Examined:
     architecture = architecture_of(backbone)
     if architecture is not None:
         return _Transformer.of(architecture, backbone)
-    return _Traced(surgery.trace(backbone, image_size=image_size), (image_size, image_size))
+    return _Traced(surgery.trace(backbone, image_size=image_size, frozen=frozen), (image_size, image_size))
 
 
-def compile_copy(backbone: nn.Module, chosen: Sequence[ResidualAddition], *, keep_output: bool) -> Compiled:
+def output_of(backbone: nn.Module, image_size: tuple[int, int]) -> object:
+    """What a network gives in evaluation mode for the images it is probed with."""
+    with tracing.modes_kept(backbone), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return backbone.eval()(tracing.probe_of(backbone, *image_size))
+
+
+def check_unchanged(expected: object, model: nn.Module, backbone: nn.Module, image_size: tuple[int, int]) -> None:
+    """See that a classifier whose blocks only watch predicts what its network did.
+
+    Args:
+        expected: What the network gave before it got blocks.
+        model: The classifier.
+        backbone: The network in it.
+        image_size: Of the images to try.
+
+    Raises:
+        ValueError: It predicts something else.
+    """
+    with tracing.modes_kept(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        logits = model.eval()(tracing.probe_of(backbone, *image_size)).logits
+    off = tracing.difference(expected, logits)
+    if off > 0:
+        name = type(backbone).__name__
+        if off > tracing.ROUNDING:
+            raise ValueError(
+                f"backbone {name} with blocks that only watch must predict what it does without, and is off by "
+                f"{off:.2g} of the largest logit; explain_by(network, images, METHOD) explains it without blocks"
+            )
+        warnings.warn(f"{name} with blocks predicts the same but for rounding, up to {off:.1g}", stacklevel=4)
+
+
+def compile_copy(
+    backbone: nn.Module, chosen: Sequence[ResidualAddition], *, image_size: int, frozen: bool, keep_output: bool
+) -> Compiled:
     """Compile the copy of a network that was examined once."""
     architecture = architecture_of(backbone)
     if architecture is not None:
         return _compile_transformer(architecture, backbone, chosen, keep_output=keep_output)
-    return _compile_traced(backbone, surgery.trace_graphs(backbone), chosen, keep_output=keep_output)
+    graphs = tracing.trace_graphs(backbone, image_size=image_size, frozen=frozen)
+    return _compile_traced(backbone, graphs, chosen, keep_output=keep_output)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ plain function of (backbone, images, blocks): the backbone stays the module it w
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,17 +18,19 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
-from torch.nn import functional as F
 
 from mhex_core import BlockOutput
 from mhex_core.blocks import residual_sum
+from mhex_vision import tracing
+from mhex_vision.layouts import channel_axes
+from mhex_vision.tracing import shape_of
 
 Placement = Literal["all", "downsample", "stage"]
 Block = Callable[..., tuple[Tensor, BlockOutput | None]]
 CompiledForward = Callable[[nn.Module, Tensor, Sequence[Block]], tuple[Any, tuple[BlockOutput | None, ...]]]
 
 FRESH = (nn.Conv2d, nn.BatchNorm2d)  # layers whose result shares no memory, and whose backward pass does not read it
+MANY = 12  # additions; more blocks than that are slow, and most of them say the same
 ADDITIONS = {operator.add, torch.add, "add"}  # in-place forms have been rewritten to these
 LOOKED_FOR = (
     "looked for `a + b`, `a += b`, torch.add and Tensor.add of two (B, C, H, W) feature maps that stem from one "
@@ -49,6 +50,7 @@ class ResidualAddition:
         size: (H, W) at the size the network was probed with.
         changes_shape: Whether channels or size differ from the previous residual addition (for the first one: from
             where its two ways part).
+        channels_last: Whether the feature maps are (B, H, W, C), as in Swin and MambaOut.
     """
 
     name: str
@@ -57,6 +59,7 @@ class ResidualAddition:
     channels: int
     size: tuple[int, int]
     changes_shape: bool
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,54 +73,45 @@ class TracedNetwork:
     last_layer: str | None
 
 
-class _Tracer(fx.Tracer):
-    """Looks into containers only.
-
-    A module without children is called, not traced: dropout and stochastic depth then ask `self.training` at run time
-    instead of leaving its value of today in the graph.
-    """
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return next(m.children(), None) is None or super().is_leaf_module(m, module_qualified_name)
-
-
-def trace(backbone: nn.Module, *, image_size: int = 224) -> TracedNetwork:
+def trace(backbone: nn.Module, *, image_size: int = 224, frozen: bool = False) -> TracedNetwork:
     """Trace a network and find its residual additions.
 
     Args:
         backbone: A network that maps (B, C, H, W) images to anything.
         image_size: Side of the images it is probed with.
+        frozen: Whether it is never run in training mode, so that what it does there is of no interest.
 
     Raises:
         ValueError: torch.fx cannot trace the network, it does not take such images, or it adds nothing residually.
     """
-    evaluation, training = trace_graphs(backbone)
-    _propagate_shapes(backbone, evaluation, image_size)
-    additions = _residual_additions(backbone, evaluation)
+    name = type(backbone).__name__
+    evaluation, training = tracing.trace_graphs(backbone, image_size=image_size, frozen=frozen)
+    tracing.propagate_shapes(backbone, evaluation, image_size)
+    additions, of_tokens = _residual_additions(backbone, evaluation, image_size)
     if not additions:
-        raise ValueError(
-            f"backbone {type(backbone).__name__} has no residual addition that a block could be attached to; "
-            f"{LOOKED_FOR}"
+        tokens = (
+            f"; its {of_tokens} residual additions are of tokens or windows, which blocks read only in vision "
+            "transformers that mhex_vision.vit knows"
         )
-    if len(_addition_nodes(evaluation)) != len(_addition_nodes(training)):
-        raise ValueError(f"backbone {type(backbone).__name__} adds at other places in training than in evaluation")
+        raise ValueError(
+            f"backbone {name} has no residual addition that a block could be attached to; {LOOKED_FOR}"
+            f"{tokens if of_tokens else ''}; explain_by(network, images, METHOD) explains it without blocks"
+        )
+    here, there = (Counter(_scope(node) for node in _addition_nodes(graph)) for graph in (evaluation, training))
+    if here != there:
+        places = ", ".join(sorted(map(str, (here - there) + (there - here)))[:3])
+        raise ValueError(
+            f"backbone {name} adds at other places in training than in evaluation ({places}); switch off what it does "
+            "in training only, such as drop connect, or freeze it: freeze_backbone=True"
+        )
     result = _output_node(evaluation).args[0]
-    shape = _shape(result) if isinstance(result, fx.Node) else None
+    shape = shape_of(result) if isinstance(result, fx.Node) else None
     return TracedNetwork(evaluation, training, additions, shape, _last_parametrised(backbone, evaluation))
 
 
-def trace_graphs(backbone: nn.Module) -> tuple[fx.Graph, fx.Graph]:
-    """The graphs of evaluation and of training mode; a network may decide by its mode what it computes.
-
-    Raises:
-        ValueError: torch.fx cannot trace the network.
-    """
-    modes = [(module, module.training) for module in backbone.modules()]
-    try:
-        return _symbolic_trace(backbone.eval()), _symbolic_trace(backbone.train())
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def placement_for(additions: Sequence[ResidualAddition]) -> Placement:
+    """Where blocks go when nobody says: at every addition of one size or of few, else at the last of each size."""
+    return "stage" if len(additions) > MANY and len({addition.size for addition in additions}) > 1 else "all"
 
 
 def choose(additions: Sequence[ResidualAddition], at: Placement, *, with_last: bool) -> tuple[ResidualAddition, ...]:
@@ -160,7 +154,7 @@ def compile_forward(
         A function (backbone, images, blocks) -> (output or None, block outputs), and the names of the modules and
         parameters of the backbone it uses.
     """
-    graph = _copy(graph)
+    graph = tracing.copy_of(graph)
     images = next(node for node in graph.nodes if node.op == "placeholder")
     with graph.inserting_after(images):
         blocks = graph.placeholder("mhex_blocks")
@@ -168,11 +162,17 @@ def compile_forward(
     outputs = []
     for index, addition in enumerate(chosen):
         node = additions[addition.ordinal]
-        first, second = node.args[:2]
-        shortcut, branch = (first, second) if addition.shortcut_first else (second, first)
+        first, second, alpha = _operands(node)
         with graph.inserting_before(node):
-            reuse_branch = _is_fresh(backbone, branch, reader=node)
-            called = graph.call_function(_call_numbered_block, (blocks, index, shortcut, branch, reuse_branch))
+            if alpha != 1:
+                second = graph.call_function(operator.mul, (second, alpha))
+            shortcut, branch = (first, second) if addition.shortcut_first else (second, first)
+            options: dict[str, fx.node.Argument] = {
+                "reuse_branch": _is_fresh(backbone, branch, reader=node),
+                "shortcut_first": addition.shortcut_first,
+                "channels_last": addition.channels_last,
+            }
+            called = graph.call_function(_call_numbered_block, (blocks, index, shortcut, branch), options)
             total = graph.call_function(operator.getitem, (called, 0))
             outputs.append(graph.call_function(operator.getitem, (called, 1)))
         node.replace_all_uses_with(total)
@@ -180,7 +180,7 @@ def compile_forward(
     end = _output_node(graph)
     end.args = ((end.args[0] if keep_output else None, tuple(outputs)),)
     # Whatever no block depends on may go, dropout and batch statistics included.
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    graph.eliminate_dead_code(is_impure_node=tracing.is_wanted_without_users)
     _reuse_buffers(backbone, graph)
     graph.lint()
     used = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
@@ -250,7 +250,14 @@ def drop_unused(backbone: nn.Module, used: set[str]) -> None:
 
 
 def call_block(
-    block: Block, shortcut: Tensor, branch: Tensor, *, prefix: int = 0, reuse_branch: bool = False
+    block: Block,
+    shortcut: Tensor,
+    branch: Tensor,
+    *,
+    prefix: int = 0,
+    reuse_branch: bool = False,
+    shortcut_first: bool = False,
+    channels_last: bool = False,
 ) -> tuple[Tensor, BlockOutput | None]:
     """The sum that the addition would have given, and the block's output.
 
@@ -260,130 +267,56 @@ def call_block(
         branch: The other.
         prefix: How many of the first tokens the block does not average over.
         reuse_branch: Whether the sum may be written over `branch`.
+        shortcut_first: Whether the network wrote shortcut + branch. Where the two lie differently in memory, the sum
+            lies as the first does, and what reads it rounds by that.
+        channels_last: Whether both are (B, H, W, C); the block is handed (B, C, H, W).
     """
-    leading = {"prefix": prefix} if prefix else {}
-    gated, output = block(shortcut, branch, reuse_branch=reuse_branch, **leading)
+    if channels_last:
+        total, output = call_block(
+            block,
+            shortcut.permute(0, 3, 1, 2),
+            branch.permute(0, 3, 1, 2),
+            reuse_branch=reuse_branch,
+            shortcut_first=shortcut_first,
+        )
+        return total.permute(0, 2, 3, 1), output
+    options: dict[str, Any] = {"reuse_branch": reuse_branch}
+    if prefix:
+        options["prefix"] = prefix
+    if shortcut_first and shortcut.stride() != branch.stride():
+        options = {**options, "reuse_branch": False, "shortcut_first": True}
+    gated, output = block(shortcut, branch, **options)
     # A block whose activation is the sum has computed it already.
     if output is not None and getattr(block, "activation", None) == "sum":
         return output.activation, output
-    return residual_sum(branch, gated, reuse_branch=reuse_branch), output
+    options.pop("prefix", None)
+    return residual_sum(branch, gated, **options), output
 
 
 def _call_numbered_block(
-    blocks: Sequence[Block], index: int, shortcut: Tensor, branch: Tensor, reuse_branch: bool
+    blocks: Sequence[Block], index: int, shortcut: Tensor, branch: Tensor, **options: bool
 ) -> tuple[Tensor, BlockOutput | None]:
-    return call_block(blocks[index], shortcut, branch, reuse_branch=reuse_branch)
+    return call_block(blocks[index], shortcut, branch, **options)
 
 
-def _symbolic_trace(backbone: nn.Module) -> fx.Graph:
-    try:
-        graph = _Tracer().trace(backbone)
-    except Exception as error:
-        raise ValueError(
-            f"backbone {type(backbone).__name__} cannot be traced by torch.fx: {type(error).__name__}: {error}"
-        ) from error
-    _rewrite_in_place(backbone, graph)
-    return graph
-
-
-def _rewrite_in_place(backbone: nn.Module, graph: fx.Graph) -> None:
-    """Take every in-place operation's value instead of its effect: it would overwrite what saliency reads.
-
-    Whoever reads the overwritten tensor later reads the operation's result in its place, so nothing else changes.
-    """
-    order = {node: index for index, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        if not node.args or not isinstance(node.args[0], fx.Node):
-            continue
-        overwritten = node.args[0]
-        later = [user for user in overwritten.users if order[user] > order[node]]
-        if node.op == "call_module" and getattr(backbone.get_submodule(str(node.target)), "inplace", False) is True:
-            # A copy of the classifier is traced without the flag, so the graph cannot be what remembers this.
-            if later:
-                raise ValueError(
-                    f"backbone {type(backbone).__name__} reads the input of {node.target} again after it was "
-                    "overwritten in place; build that module with inplace=False"
-                )
-        elif _out_of_place(node):
-            for user in later:
-                user.replace_input_with(overwritten, node)
-
-
-def _out_of_place(node: fx.Node) -> bool:
-    """Make a function or method that overwrites its first argument one that does not; say whether it was such."""
-    if node.op == "call_method":
-        name = str(node.target)
-        if not _marked_in_place(name) or not hasattr(Tensor, name[:-1]):
-            return False
-        node.target = name[:-1]
-        return True
-    if node.op != "call_function" or not callable(node.target):
-        return False
-    name = getattr(node.target, "__name__", "")
-    if getattr(operator, name, None) is node.target and name.startswith("i") and hasattr(operator, name[1:]):
-        # operator.iadd and its kin; is_, invert and the like have no name of an operator after their first letter.
-        node.target = getattr(operator, name[1:])
-        return True
-    if _marked_in_place(name):
-        plain = getattr(F, name[:-1], None) or getattr(torch, name[:-1], None)
-        if plain is None:
-            return False
-        node.target = plain
-        return True
-    if getattr(F, name, None) is not node.target:
-        return False
-    try:
-        given = inspect.signature(node.target).bind(*node.args, **node.kwargs)
-    except (TypeError, ValueError):  # a built-in without a signature, none of which has the flag
-        return False
-    if given.arguments.get("inplace") is not True:
-        return False
-    given.arguments["inplace"] = False
-    node.args, node.kwargs = given.args, given.kwargs
-    return True
-
-
-def _marked_in_place(name: str) -> bool:
-    return name.endswith("_") and not name.endswith("__")
-
-
-def _propagate_shapes(backbone: nn.Module, graph: fx.Graph, image_size: int) -> None:
-    first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
-    channels = first.in_channels if first is not None else 3
-    parameter = next(backbone.parameters(), None)
-    probe = torch.zeros(1, channels, image_size, image_size)
-    if parameter is not None:
-        probe = probe.to(device=parameter.device, dtype=parameter.dtype)
-    modes = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
-    try:
-        with torch.no_grad():
-            ShapeProp(fx.GraphModule(backbone, graph)).propagate(probe)
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise ValueError(
-            f"backbone {type(backbone).__name__} does not take images of shape {tuple(probe.shape)}: "
-            f"{reason[0] if reason else type(error).__name__}"
-        ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _residual_additions(backbone: nn.Module, graph: fx.Graph) -> tuple[ResidualAddition, ...]:
+def _residual_additions(
+    backbone: nn.Module, graph: fx.Graph, image_size: int
+) -> tuple[tuple[ResidualAddition, ...], int]:
+    """The residual additions of feature maps, and how many there are of token sequences (B, T, C)."""
     order = {node: index for index, node in enumerate(graph.nodes)}
     images = next(node for node in graph.nodes if node.op == "placeholder")
+    axes = channel_axes(backbone, graph, image_size)
     found: list[ResidualAddition] = []
+    of_tokens = 0
     before: tuple[int, ...] | None = None
     for ordinal, node in enumerate(_addition_nodes(graph)):
-        shape = _shape(node)
-        operands = node.args[:2]
-        if shape is None or len(shape) != 4:
+        shape = shape_of(node)
+        first, second, _ = _operands(node)
+        if shape is None or len(shape) not in (3, 4):
             continue
-        first, second = operands
         if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
             continue
-        if _shape(first) != shape or _shape(second) != shape:
+        if shape_of(first) != shape or shape_of(second) != shape:
             continue
         ways = [_ancestors(operand) for operand in (first, second)]
         common = ways[0] & ways[1]
@@ -396,19 +329,30 @@ def _residual_additions(backbone: nn.Module, graph: fx.Graph) -> tuple[ResidualA
         ]
         if lengths[0] == lengths[1]:
             continue
-        reference = before or (_shape(fork) or shape)[1:]
+        axis = next((axes[one] for one in (node, first, second) if one in axes), None)
+        height, width = shape[1:3] if axis == 3 else shape[-2:]
+        if len(shape) == 3 or height != width or shape[0] != 1:
+            of_tokens += 1  # or windows of them: images of one sample are square, as the one that is probed with
+            continue
+        if axis is None:
+            raise ValueError(
+                f"backbone {type(backbone).__name__} adds feature maps of shape {shape} in {_scope(node)}, and nothing "
+                "tells which axis holds their channels; explain_by(network, images, METHOD) explains it without blocks"
+            )
+        reference = before or (shape_of(fork) or shape)[1:]
         found.append(
             ResidualAddition(
                 name=_scope(node),
                 ordinal=ordinal,
                 shortcut_first=lengths[0] < lengths[1],
-                channels=shape[1],
-                size=(shape[2], shape[3]),
+                channels=shape[axis],
+                size=(height, width),
                 changes_shape=shape[1:] != reference,
+                channels_last=axis == 3,
             )
         )
         before = shape[1:]
-    return tuple(_with_unique_names(found))
+    return tuple(_with_unique_names(found)), of_tokens
 
 
 def _with_unique_names(additions: list[ResidualAddition]) -> list[ResidualAddition]:
@@ -429,9 +373,15 @@ def _addition_nodes(graph: fx.Graph) -> list[fx.Node]:
         for node in graph.nodes
         if node.op in ("call_function", "call_method")
         and node.target in ADDITIONS
-        and len(node.args) == 2
-        and not node.kwargs
+        and len(node.args) + len(node.kwargs.keys() - {"alpha", "out"}) == 2
+        and "out" not in node.kwargs
     ]
+
+
+def _operands(node: fx.Node) -> tuple[Any, Any, Any]:
+    """What is added, and by what the second is multiplied."""
+    named = {**dict(zip(("input", "other"), node.args, strict=False)), **node.kwargs}
+    return named["input"], named["other"], named.get("alpha", 1)
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
@@ -462,18 +412,7 @@ def _output_node(graph: fx.Graph) -> fx.Node:
     return end
 
 
-def _shape(node: Any) -> tuple[int, ...] | None:
-    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
-    return None if meta is None or not hasattr(meta, "shape") else tuple(meta.shape)
-
-
 def _scope(node: fx.Node) -> str:
     """The qualified name of the innermost module the node was traced in."""
     stack = node.meta.get("nn_module_stack") or {}
-    return next(reversed(list(stack)), "") or node.name
-
-
-def _copy(graph: fx.Graph) -> fx.Graph:
-    copy = fx.Graph(tracer_cls=_Tracer)
-    copy.output(copy.graph_copy(graph, {}))
-    return copy
+    return tracing.name_without_wrapper(next(reversed(list(stack)), "")) or node.name

@@ -1,0 +1,322 @@
+"""A network is traced as its users call it, or refused in words that are true."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune, weight_norm
+from torch.optim.swa_utils import AveragedModel
+
+from mhex_vision import MHEXClassifier, surgery
+
+WATCHING = {"freeze_backbone": True, "gate": False, "classifier": "keep"}
+
+
+def watched(network, size=16, classes=3, **options):
+    """The network with blocks that only watch, in evaluation mode."""
+    return MHEXClassifier.from_backbone(network, classes, image_size=size, **(WATCHING | options)).eval()
+
+
+class Windows(nn.Module):
+    """A residual step that computes on (B, H, W, C), as Swin does, and if asked hands that on."""
+
+    def __init__(self, norm=nn.LayerNorm, channels=5):
+        super().__init__()
+        self.norm, self.linear = norm(channels), nn.Linear(channels, channels)
+
+    def forward(self, features):
+        return features + self.linear(self.norm(features))
+
+
+class Last(nn.Module):
+    """Feature maps (B, H, W, C) between a stem and a classifier, moved there in one of three ways."""
+
+    def __init__(self, move, channels=5, size=None):
+        super().__init__()
+        self.stem, self.move, self.size = nn.Conv2d(3, channels, 3, padding=1), move, size
+        self.steps = nn.Sequential(Windows(channels=channels), Windows(channels=channels))
+        self.fc = nn.Linear(channels, 3)
+
+    def forward(self, images):
+        if self.size is not None:
+            torch._assert(images.shape[3] == self.size, "insists on its size")
+        return self.fc(self.steps(self.move(self.stem(images))).mean(dim=(1, 2)))
+
+
+class Mixed(nn.Module):
+    """Channels that a product of matrices mixes: no layer says where they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 5, 1), nn.Parameter(torch.randn(5, 5))
+
+    def forward(self, images):
+        features = torch.einsum("bchw->bhwc", self.stem(images))
+        return (features + torch.relu(features @ self.first)).mean(dim=(1, 2))
+
+
+MOVES = {
+    "permute": lambda x: x.permute(0, 2, 3, 1),
+    "transpose": lambda x: x.transpose(1, 2).transpose(2, 3),
+    "reshape": lambda x: x.flatten(2).transpose(1, 2).reshape(x.shape[0], x.shape[2], x.shape[3], x.shape[1]),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize(("channels", "size"), [(5, None), (16, None), (5, 16), (16, 16)])
+def test_blocks_read_the_channels_where_they_are(move, channels, size, make_images):
+    """Also of a network that insists on its size, and where channels are as many as rows."""
+    torch.manual_seed(0)
+    network = Last(MOVES[move], channels, size).eval()
+    model = watched(network)
+    assert [(block.channels, a.channels_last) for block, a in zip(model.blocks, model._additions, strict=True)] == [
+        (channels, True)
+    ] * 2
+    images = make_images(2, (16, 16))
+    output = model(images)
+    features = network.steps(network.move(network.stem(images)))
+    assert torch.equal(output.activations[-1], features.permute(0, 3, 1, 2))
+    assert torch.equal(output.logits, network(images))
+    block = model.blocks[-1]
+    expected = torch.relu(features.mean(dim=(1, 2))) @ block.gate.weight.T @ block.head.weight.T
+    torch.testing.assert_close(output.head_logits[-1], expected)
+    assert model.explain(images, 1).saliency.shape == (2, 16, 16)
+
+
+def test_where_no_layer_tells_the_width_does(make_images):
+    model = watched(Mixed(), classes=5)
+    assert model._additions[0].channels_last
+    assert model.blocks[0].channels == 5
+
+
+def test_windows_of_a_map_are_no_map():
+    """Their positions are no rows and columns of the image."""
+
+    class Partitioned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.step, self.fc = nn.Conv2d(3, 5, 1), Windows(), nn.Linear(5, 3)
+
+        def forward(self, images):
+            x = self.stem(images).unfold(2, 8, 8).unfold(3, 8, 8)  # (B, C, 2, 2, 8, 8)
+            return self.fc(self.step(x.flatten(2, 3).flatten(3).permute(0, 2, 3, 1)).mean(dim=(1, 2)))
+
+    with pytest.raises(
+        ValueError, match=r"no residual addition.*1 residual additions are of tokens or windows.*explain_by"
+    ):
+        watched(Partitioned())
+
+
+# --------------------------------------------------------------------------------------------- what a call goes through
+
+
+def halved(module, inputs):
+    return tuple(value / 2 for value in inputs)
+
+
+def doubled(module, inputs, output):
+    return output * 2
+
+
+@pytest.mark.parametrize("place", ["", "steps", "steps.1", "stem"])
+@pytest.mark.parametrize("hook", [halved, doubled])
+def test_hooks_take_part(networks, make_images, place, hook):
+    network = networks.shaken(networks.Net()).eval()
+    plain = network(make_images())
+    module = network.get_submodule(place)
+    module.register_forward_pre_hook(hook) if hook is halved else module.register_forward_hook(hook)
+    hooked = network(make_images())
+    assert not torch.equal(hooked, plain)
+    assert torch.equal(watched(network)(make_images()).logits, hooked)
+
+
+def test_a_hook_that_looks_at_values_is_named(networks):
+    """As those of other libraries, which ask whether what they see has a gradient."""
+
+    class Activations:
+        def save(self, module, inputs, output):
+            if output.sum() > 0:
+                self.kept = output
+
+    network = networks.Net()
+    network.steps.register_forward_hook(Activations().save)
+    with pytest.raises(ValueError, match=r"carries hooks, remove them first: steps \(.*Activations.save\)"):
+        watched(network)
+
+
+def test_what_fx_does_not_see_is_found_by_comparing(networks):
+    network = networks.Net()
+    calls = []
+
+    def third(images):
+        calls.append(images)
+        return type(network).forward(network, images) * (1 if len(calls) < 3 else 2)
+
+    network.forward = third
+    with pytest.raises(ValueError, match="computes something that torch"):
+        surgery.trace(network, image_size=16)
+
+
+# ------------------------------------------------------------------------------------------------- arguments and shapes
+
+
+class Options(nn.Module):
+    def __init__(self, net, forward):
+        super().__init__()
+        self.net, self.age, self._forward = net, nn.Linear(4, 3), forward
+
+    def forward(self, x, features=False, age=None, *, scale=2):
+        return self._forward(self, x, features, age, scale)
+
+
+def with_age(own, x, features, age, scale):
+    logits = own.net(x) if age is None else own.net(x) + own.age(age)
+    return (logits, x) if features else logits * scale
+
+
+def by_shape(own, x, features, age, scale):
+    if x.shape[1] == 1:
+        x = x.expand(-1, 3, -1, -1)
+    assert x.size(-1) % 8 == 0
+    if x.ndim == 3:
+        return own.net(x[None])
+    return own.net(x if x.shape[2:] != (24, 24) else x[..., 4:-4, 4:-4])
+
+
+@pytest.mark.parametrize("forward", [with_age, by_shape])
+def test_defaults_and_shapes_decide_as_in_a_call(networks, make_images, forward):
+    network = Options(networks.shaken(networks.Net()), forward).eval()
+    model = watched(network)
+    again = copy.deepcopy(model)
+    for images in (make_images(2, (16, 16)), make_images(5, (8, 32))):
+        assert torch.equal(model(images).logits, network(images))
+        assert torch.equal(again(images).logits, network(images))
+    if forward is by_shape:
+        with pytest.raises(ValueError, match="size for which the network takes the way that was traced"):
+            model(make_images(1, (24, 24)))
+
+
+def test_a_second_input_is_asked_for_in_one_line(networks):
+    class Two(networks.Net):
+        def forward(self, images, table):
+            return super().forward(images) + table
+
+    with pytest.raises(ValueError, match=r"missing 1 required positional argument: 'table'") as caught:
+        watched(Two())
+    assert "\n" not in str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------------- wrapped and pruned
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, torch.compile, AveragedModel, lambda net: torch.compile(nn.DataParallel(net))],
+    ids=["DataParallel", "torch.compile", "AveragedModel", "both"],
+)
+def test_wrappers_are_taken_off_and_said(networks, make_images, wrap):
+    network = networks.shaken(networks.Net()).eval()
+    with pytest.warns(UserWarning, match="blocks go onto the Net inside"):
+        model = watched(wrap(network))
+    assert torch.equal(model(make_images()).logits, network(make_images()))
+    assert not any("module" in name or "_orig_mod" in name for name in model.state_dict())
+
+
+def test_torchscript_is_refused_with_advice(networks):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        scripted = torch.jit.trace(networks.Net().eval(), torch.zeros(1, 3, 16, 16))
+    with pytest.raises(ValueError, match=r"TorchScript.*pass the network that was scripted"):
+        watched(scripted)
+
+
+def pruned(layer):
+    prune.l1_unstructured(layer, "weight", amount=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("change", [pruned, weight_norm], ids=["prune", "weight_norm"])
+def test_computed_weights_are_named(networks, change):
+    network = networks.Net()
+    change(network.steps[0].conv)
+    with pytest.raises(
+        ValueError, match=r"cannot be copied: it holds computed tensors: steps\.0\.conv\.weight.*prune.remove"
+    ):
+        watched(network)
+    network = networks.Net()
+    network.steps[1].cached = network.fc.weight * 2  # whoever computed it
+    with pytest.raises(ValueError, match=r"steps\.1\.cached"):
+        watched(network)
+
+
+def test_parametrized_weights_stay_parametrized(networks, make_images):
+    network = networks.shaken(networks.Net()).eval()
+    parametrizations.weight_norm(network.steps[0].conv)
+    assert torch.equal(watched(network)(make_images()).logits, network(make_images()))
+
+
+# ----------------------------------------------------------------------------------------------- promises, and how many
+
+
+class Strided(nn.Module):
+    """Adds two maps that lie differently in memory, and a layer whose rounding depends on how its input lies."""
+
+    def __init__(self, shortcut_first):
+        super().__init__()
+        self.stem, self.conv, self.next = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3)
+        self.shortcut_first, self.fc = shortcut_first, nn.Linear(8, 3)
+
+    def forward(self, images):
+        shortcut = self.stem(images)
+        branch = self.conv(shortcut).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        total = shortcut + branch if self.shortcut_first else branch + shortcut
+        return self.fc(self.next(total).mean(dim=(2, 3))), total.stride()
+
+
+@pytest.mark.parametrize("shortcut_first", [True, False])
+def test_a_sum_lies_as_it_did(shortcut_first, make_images):
+    network = Strided(shortcut_first).eval()
+    traced = surgery.trace(network, image_size=16)
+    forward, _ = surgery.compile_forward(network, traced.evaluation, traced.additions, keep_output=True)
+    model = MHEXClassifier.from_backbone(network, 3, image_size=16, gate=False)
+    images = make_images(2, (16, 16))
+    (logits, strides), _ = forward(network, images, model.blocks)
+    assert strides == network(images)[1]
+    assert torch.equal(logits, network(images)[0])
+
+
+def test_a_classifier_that_would_predict_otherwise_is_refused(networks, monkeypatch):
+    monkeypatch.setattr(surgery, "residual_sum", lambda branch, gated, **_: branch + gated * 1.01)
+    with pytest.raises(ValueError, match=r"must predict what it does without, and is off by 0\.0"):
+        watched(networks.shaken(networks.Net()), activation="shortcut")
+    monkeypatch.setattr(surgery, "residual_sum", lambda branch, gated, **_: branch + gated * (1 + 1e-6))
+    with pytest.warns(UserWarning, match="predicts the same but for rounding"):
+        watched(networks.shaken(networks.Net()), activation="shortcut")
+
+
+def test_a_frozen_network_may_train_as_it_likes(networks):
+    """Drop connect adds in training only."""
+
+    def forward(net, x):
+        branch = net.first(x)
+        return x + (branch + torch.rand(1) if net.training else branch)
+
+    network = networks.Residue(forward)
+    with pytest.raises(ValueError, match="switch off what it does in training only, such as drop connect, or freeze"):
+        MHEXClassifier.from_backbone(network, 3, image_size=8)
+    assert len(MHEXClassifier.from_backbone(network, 3, image_size=8, freeze_backbone=True).blocks) == 1
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(12, "all"), (13, "stage")])
+def test_above_a_dozen_additions_a_stage_gets_one_block(networks, steps, expected):
+    strides = [1 + (index in (4, 8)) for index in range(steps)]
+    network = nn.Sequential(*(networks.Step(3, 3, stride=stride) for stride in strides))
+    for index, stride in enumerate(strides):
+        if stride == 2:
+            network[index].project = nn.Conv2d(3, 3, 1, stride=2)
+    model = MHEXClassifier.from_backbone(network, 3, image_size=32)
+    assert model.config.at == expected
+    assert len(model.blocks) == (steps if expected == "all" else 3)
+    assert len(MHEXClassifier.from_backbone(network, 3, image_size=32, at="all").blocks) == steps
