@@ -112,6 +112,28 @@ class Net(nn.Module):
         return self.fc(self.steps(self.stem(images)).mean(dim=(2, 3)))
 
 
+class Mixer(nn.Module):
+    """Steps of a layer norm and a linear layer on maps whose channels are last, or first and moved for each step."""
+
+    def __init__(self, *, last):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 5, 2, stride=2)
+        self.norms = nn.ModuleList(nn.LayerNorm(5) for _ in range(2))
+        self.mixers = nn.ModuleList(nn.Linear(5, 5) for _ in range(2))
+        self.fc = nn.Linear(5, 3)
+        self.last = last
+
+    def forward(self, images):
+        features = self.stem(images)
+        if self.last:
+            features = features.permute(0, 2, 3, 1)
+        for norm, mix in zip(self.norms, self.mixers, strict=True):
+            read = features if self.last else features.permute(0, 2, 3, 1)
+            branch = mix(norm(read))
+            features = features + (branch if self.last else branch.permute(0, 3, 1, 2))
+        return self.fc(features.mean(dim=(1, 2) if self.last else (2, 3)))
+
+
 class Residue(nn.Module):
     """One residual addition of another kind, made by a function of (module, features)."""
 

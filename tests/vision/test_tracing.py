@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 from torch.optim.swa_utils import AveragedModel
+from torchvision import models
 
 from mhex_vision import MHEXClassifier, surgery
 
@@ -91,6 +92,37 @@ def test_where_no_layer_tells_the_width_does(make_images):
     assert model.blocks[0].channels == 5
 
 
+def in_windows(net, x):
+    """Windows as many as their positions, a grid of them, and windows that are samples of their own."""
+    x = x + net.first(x)
+    parts = x.unflatten(2, (-1, 4)).unflatten(4, (-1, 4)).permute(0, 2, 4, 3, 5, 1)  # (B, h, w, 4, 4, C)
+    windows = parts.flatten(3, 4).flatten(1, 2)
+    grid = parts.flatten(3, 4).flatten(1, 2).transpose(1, 2)
+    own = parts.flatten(0, 2)
+    return sum((part + net.tokens(part)).mean() for part in (windows, grid, own)) * x
+
+
+@pytest.mark.parametrize("size", [16, 32])
+@pytest.mark.parametrize("only", [False, True])
+def test_windows_beside_maps_get_no_block(networks, size, only):
+    def forward(net, x):
+        assert not only or x.shape[2:] == (size, size)
+        return in_windows(net, x)
+
+    (addition,) = surgery.trace(networks.Residue(forward), image_size=size).additions
+    assert (addition.channels, addition.size) == (3, (size, size))
+
+
+def test_windows_that_a_layer_cuts_are_no_map():
+    """MaxViT of torchvision takes one size; here its first map has 8 x 8 windows of 8 x 8 positions."""
+    network = models.MaxVit(
+        input_size=(256, 256), stem_channels=8, partition_size=8, block_channels=[8, 8], block_layers=[1, 1],
+        head_dim=4, stochastic_depth_prob=0, num_classes=3,
+    )  # fmt: skip
+    names = [addition.name for addition in surgery.trace(network, image_size=256).additions]
+    assert [name.rpartition(".")[2] for name in names] == ["MBconv", "MBconv"]
+
+
 def test_windows_of_a_map_are_no_map():
     """Their positions are no rows and columns of the image."""
 
@@ -132,18 +164,69 @@ def test_hooks_take_part(networks, make_images, place, hook):
     assert torch.equal(watched(network)(make_images()).logits, hooked)
 
 
-def test_a_hook_that_looks_at_values_is_named(networks):
-    """As those of other libraries, which ask whether what they see has a gradient."""
+def rolled(module, inputs, output):
+    return output.roll(1, dims=-1)
 
+
+class Watcher:
+    """Keeps what it sees and looks at it in Python, as libraries that explain networks do."""
+
+    def __init__(self, network):
+        self.seen = []
+        for module in (network, network.steps[1], network.steps[0].conv):
+            module.register_forward_hook(self.look)
+
+    def look(self, module, inputs, output):
+        if output.requires_grad:
+            output.register_hook(self.seen.append)
+        self.seen.append(float(output.detach().sum()))
+
+
+@pytest.mark.parametrize("taken", [lambda network: network, copy.deepcopy], ids=["itself", "a copy"])
+def test_hooks_that_only_observe_stay_where_they_were(networks, make_images, taken):
+    network = networks.shaken(networks.Net())
+    watcher = Watcher(network)
+    network.steps[2].register_forward_hook(doubled)  # this one changes the output
+    model = watched(taken(network))
+    assert not watcher.seen
+    assert [len(module._forward_hooks) for module in (network, network.steps[1], network.steps[2])] == [1, 1, 1]
+    assert [name for name, module in model.named_modules() if module._forward_hooks] == ["backbone.steps.2"]
+    assert torch.equal(model(make_images()).logits, network.eval()(make_images()))
+
+
+def test_a_hook_that_decides_by_values_is_named(networks):
     class Activations:
-        def save(self, module, inputs, output):
-            if output.sum() > 0:
-                self.kept = output
+        def scale(self, module, inputs, output):
+            return output * 2 if output.abs().sum() > 0 else output
 
     network = networks.Net()
-    network.steps.register_forward_hook(Activations().save)
-    with pytest.raises(ValueError, match=r"carries hooks, remove them first: steps \(.*Activations.save\)"):
+    network.steps.register_forward_hook(Activations().scale)
+    with pytest.raises(ValueError, match=r"carries hooks, remove them first: steps \(.*Activations.scale\)"):
         watched(network)
+    assert len(network.steps._forward_hooks) == 1
+
+
+@pytest.mark.parametrize("place", ["encoder", "encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_0.mlp"])
+def test_a_vision_transformer_keeps_its_hooks_or_names_them(make_images, place):
+    torch.manual_seed(0)
+    network = models.VisionTransformer(16, 8, 1, 2, 8, 16, num_classes=3).eval()
+    nn.init.normal_(network.heads.head.weight)
+    seen = []
+    handle = network.get_submodule(place).register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model = watched(network)
+    seen.clear()
+    with torch.no_grad():
+        assert torch.equal(model(make_images(2, (16, 16))).logits, network(make_images(2, (16, 16))))
+    assert len(seen) == 1
+    handle.remove()
+    network.get_submodule(place).register_forward_hook(rolled)
+    if place.endswith("mlp"):  # a part that is called, and its hook with it
+        model = watched(network)
+        with torch.no_grad():
+            assert torch.equal(model(make_images(2, (16, 16))).logits, network(make_images(2, (16, 16))))
+    else:
+        with pytest.raises(ValueError, match=f"run block by block, without its hooks on {place} \\(rolled"):
+            MHEXClassifier.from_backbone(network, 3)
 
 
 def test_what_fx_does_not_see_is_found_by_comparing(networks):
@@ -196,6 +279,20 @@ def test_defaults_and_shapes_decide_as_in_a_call(networks, make_images, forward)
     if forward is by_shape:
         with pytest.raises(ValueError, match="size for which the network takes the way that was traced"):
             model(make_images(1, (24, 24)))
+
+
+def each_row(own, x, features, age, scale):
+    rows = [row for row in x.flatten(0, 1)]  # noqa: C416 - as many as there are
+    return own.net(torch.stack(rows).view(x.shape)) if len(x.shape) == 4 else x
+
+
+def test_lengths_are_answered_too(networks, make_images):
+    network = Options(networks.shaken(networks.Net()), each_row).eval()
+    model = watched(network)
+    images = make_images(1, (24, 8))
+    assert torch.equal(model(images).logits, network(images))
+    with pytest.raises(ValueError, match="size for which the network takes the way that was traced"):
+        model(make_images(2, (24, 8)))
 
 
 def test_a_second_input_is_asked_for_in_one_line(networks):
@@ -275,6 +372,31 @@ class Strided(nn.Module):
         return self.fc(self.next(total).mean(dim=(2, 3))), total.stride()
 
 
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize(
+    ("write", "factors"),
+    [
+        (lambda net, x: torch.add(x, net.first(x), alpha=0.3), (1, 0.3)),
+        (lambda net, x: net.first(x).add_(x, alpha=3), (3, 1)),
+        (lambda net, x: torch.add(alpha=0.7, other=x, input=net.first(x)), (0.7, 1)),
+    ],
+)
+def test_a_factor_of_an_addition_is_rounded_as_the_network_does(networks, make_images, write, factors, gate):
+    torch.manual_seed(0)
+    network = networks.Residue(write).eval()
+    traced = surgery.trace(network, image_size=8)
+    forward, _ = surgery.compile_forward(network, traced.evaluation, traced.additions, keep_output=True)
+    block = MHEXClassifier.from_backbone(network, 3, image_size=8, gate=gate).blocks[0]
+    images = make_images(2, (16, 16))
+    own, (output,) = forward(network, images, [block])
+    _, read = block(images * factors[0], network.first(images) * factors[1])
+    torch.testing.assert_close(output.activation, read.activation)
+    if gate:
+        torch.testing.assert_close(own, read.activation)
+    else:
+        assert torch.equal(own, network(images))
+
+
 @pytest.mark.parametrize("shortcut_first", [True, False])
 def test_a_sum_lies_as_it_did(shortcut_first, make_images):
     network = Strided(shortcut_first).eval()
@@ -296,6 +418,49 @@ def test_a_classifier_that_would_predict_otherwise_is_refused(networks, monkeypa
         watched(networks.shaken(networks.Net()), activation="shortcut")
 
 
+class Constants(nn.Module):
+    """Computes with a buffer, and with a tensor that it makes on its way."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.register_buffer("scale", torch.rand(3, 1, 1))
+
+    def forward(self, images):
+        features = images + self.conv(images) * (self.scale * 2)
+        return (features * torch.arange(3.0).view(3, 1, 1)).mean(dim=(2, 3))
+
+
+def test_what_a_network_makes_on_its_way_moves_with_it(make_images):
+    network = Constants()
+    names = [sorted(vars(module)) for module in network.modules()]
+    model = watched(network)
+    assert [sorted(vars(module)) for module in model.backbone.modules()] == names
+    images = make_images()
+    assert torch.equal(model(images).logits, network(images))
+    model.backbone.scale.mul_(2)
+    network.scale.mul_(2)
+    assert torch.equal(model(images).logits, network(images))
+    assert model.to("meta")(images.to("meta")).logits.device.type == "meta"
+
+
+def dropped_connections(net, x):
+    """Drop connect, written out: what it adds in training is no residual addition."""
+    branch = net.first(x)
+    if net.training:
+        branch = branch * torch.floor(torch.rand([x.shape[0], 1, 1, 1]) + net.position.detach().abs() * 0 + 0.5)
+    return x + branch
+
+
+def test_other_additions_of_training_do_not_matter(networks):
+    model = MHEXClassifier.from_backbone(networks.Residue(dropped_connections), 3, image_size=8)
+    assert [(a.ordinal, a.ordinal_in_training) for a in model._additions] == [(0, 1)]
+    images = torch.zeros(32, 3, 8, 8)
+    for trained in (model, copy.deepcopy(model)):
+        kept = trained.train()(images).activations[0].flatten(1).abs().sum(dim=1) > 0
+        assert 0 < kept.sum() < 32
+
+
 def test_a_frozen_network_may_train_as_it_likes(networks):
     """Drop connect adds in training only."""
 
@@ -304,7 +469,10 @@ def test_a_frozen_network_may_train_as_it_likes(networks):
         return x + (branch + torch.rand(1) if net.training else branch)
 
     network = networks.Residue(forward)
-    with pytest.raises(ValueError, match="switch off what it does in training only, such as drop connect, or freeze"):
+    with pytest.raises(
+        ValueError,
+        match=r"draws random numbers.*switch off what it does in training only, such as drop connect",
+    ):
         MHEXClassifier.from_backbone(network, 3, image_size=8)
     assert len(MHEXClassifier.from_backbone(network, 3, image_size=8, freeze_backbone=True).blocks) == 1
 

@@ -54,11 +54,12 @@ class Examined(Protocol):
 
 
 def examine(backbone: nn.Module, *, image_size: int = 224, frozen: bool = False) -> Examined:
-    """Find a network's residual connections.
+    """Find a network's residual connections, and take away forward hooks that only observe.
 
     Args:
         backbone: A vision transformer that `mhex_vision.vit` knows, or a network that torch.fx can trace.
-        image_size: Side of the images that a traced network is probed with. A vision transformer is not probed.
+        image_size: Side of the images that a traced network is probed with. A vision transformer without hooks is not
+            probed.
         frozen: Whether the network is never run in training mode.
 
     Raises:
@@ -66,8 +67,48 @@ def examine(backbone: nn.Module, *, image_size: int = 224, frozen: bool = False)
     """
     architecture = architecture_of(backbone)
     if architecture is not None:
-        return _Transformer.of(architecture, backbone)
+        network = _Transformer.of(architecture, backbone)
+        _leave_observers(backbone, network.image_size)
+        if tracing.hooks_of(backbone):
+            network.check_hooks(backbone)
+        return network
+    _leave_observers(backbone, (image_size, image_size))
     return _Traced(surgery.trace(backbone, image_size=image_size, frozen=frozen), (image_size, image_size))
+
+
+def _leave_observers(backbone: nn.Module, image_size: tuple[int, int]) -> None:
+    """Take away forward hooks without which the network computes the same; those that change its output stay.
+
+    A hook that only looks, as other libraries' do, would be handed what stands for tensors while torch.fx traces, and
+    would collect what nobody fetches. Hooks before a layer stay, since they may prepare its weights.
+    """
+    looking = [
+        (hooks, key)
+        for module in backbone.modules()
+        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        if hooks is module._forward_hooks or next(module.children(), None) is not None
+        for key in hooks
+    ]
+    if not looking or any(value.is_meta for value in backbone.parameters()):
+        return
+    try:
+        expected = output_of(backbone, image_size)
+    except Exception:  # noqa: BLE001 - whoever runs the network next says what it does not take
+        return
+    for group in (looking, *([place] for place in looking)):  # all of them, and if that matters, each alone
+        before = [(hooks, dict(hooks)) for hooks, _ in group]
+        same = False
+        try:
+            for hooks, key in group:
+                hooks.pop(key, None)
+            same = tracing.difference(expected, output_of(backbone, image_size)) == 0
+        finally:
+            if not same:
+                for hooks, earlier in before:
+                    hooks.clear()
+                    hooks.update(earlier)
+        if same and group is looking:
+            return
 
 
 def output_of(backbone: nn.Module, image_size: tuple[int, int]) -> object:
@@ -139,7 +180,8 @@ def _compile_traced(
     keep_output: bool,
 ) -> Compiled:
     (evaluate, used), (train, used_in_training) = (
-        surgery.compile_forward(backbone, graph, chosen, keep_output=keep_output) for graph in graphs
+        surgery.compile_forward(backbone, graph, chosen, keep_output=keep_output, training=graph is not graphs[0])
+        for graph in graphs
     )
     return Compiled(evaluate, train, used | used_in_training)
 
@@ -165,6 +207,18 @@ class _Transformer:
             for ordinal, name in enumerate(architecture.block_names(backbone))
         )
         return cls(architecture, additions, size)
+
+    def check_hooks(self, backbone: nn.Module) -> None:
+        """Refuse hooks that change what the model computes, and that running it block by block would leave out."""
+        own = output_of(backbone, self.image_size)
+        forward = compile_forward(self.architecture, {}, keep_output=True)
+        with tracing.modes_kept(backbone), torch.no_grad():
+            ours, _ = forward(backbone.eval(), tracing.probe_of(backbone, *self.image_size), ())
+        if tracing.difference(getattr(own, "logits", own), ours) > tracing.ROUNDING:
+            raise ValueError(
+                f"backbone {type(backbone).__name__} is run block by block, without its hooks on "
+                f"{', '.join(tracing.hooks_of(backbone)[:3])}; remove them first"
+            )
 
     def set_num_classes(self, backbone: nn.Module, num_classes: int) -> bool:
         return self.architecture.set_num_classes(backbone, num_classes)

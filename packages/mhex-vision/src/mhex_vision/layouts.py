@@ -5,24 +5,28 @@ Letters: B batch, C channels, H x W size of a feature map.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from mhex_vision.tracing import modes_kept, probe_of, record_shapes, shape_of
+from mhex_vision.tracing import grown_axes, shape_of
 
 _FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 _FUNCTIONS: dict[Any, int] = {F.conv2d: 1, F.batch_norm: 1, F.linear: 3, F.layer_norm: 3}
 
 
-def channel_axes(backbone: nn.Module, graph: fx.Graph, image_size: int) -> dict[fx.Node, int]:
-    """Which axis of each feature map of four holds its channels: 1 in (B, C, H, W), 3 in (B, H, W, C).
+def channel_axes(backbone: nn.Module, graph: fx.Graph) -> dict[fx.Node, int]:
+    """Which axis of each tensor of four holds its channels: 1 in (B, C, H, W), 3 in (B, H, W, C), 0 where it is no map.
 
-    Layers know: convolutions and batch statistics read axis 1, linear layers and layer norms the last. What changes no
-    shape passes it on, from its source or to its reader, and a permutation moves it. Where no layer tells, images half
-    as wide again do: the axis that grows is the width. A map of which neither tells is left out.
+    Images of another size tell (see `record_other_shapes`): the two axes that grow with them are rows and columns. In
+    windows of a map others do, and they are no map.
+
+    Of a network that takes one size only, layers know: convolutions and batch statistics read axis 1, linear layers and
+    layer norms the last. What changes no shape passes it on, from its source or to its reader, and a permutation moves
+    it. Maps are then as square as the image. A tensor of which nothing tells is left out.
     """
     maps = [node for node in graph.nodes if len(shape_of(node) or ()) == 4]
     axes: dict[fx.Node, int] = {}
@@ -47,10 +51,36 @@ def channel_axes(backbone: nn.Module, graph: fx.Graph, image_size: int) -> dict[
                 axes.setdefault(node, axes[source])
             elif node in axes:
                 axes.setdefault(source, axes[node])
-    unknown = [node for node in maps if node not in axes]
-    if unknown:
-        axes.update(_axes_by_width(backbone, graph, unknown, image_size))
+    for node in maps:
+        shape, grown = shape_of(node) or (), grown_axes(node)
+        if grown:
+            axes[node] = 1 if grown == [2, 3] else 3 if grown == [1, 2] else 0
+            continue
+        height, width = shape[1:3] if axes.get(node) == 3 else shape[2:]
+        if shape[0] != 1 or height != width:
+            axes[node] = 0
     return axes
+
+
+def is_of_windows(backbone: nn.Module, node: fx.Node) -> bool:
+    """Whether a tensor of shape (B, m, m, C) is a map cut into m windows of m positions, rather than a map."""
+    while True:
+        sources = [one for one in node.all_input_nodes if shape_of(one)]
+        same = [one for one in sources if shape_of(one) == shape_of(node)]
+        if not same:
+            break
+        node = same[0]
+    if any(len(shape_of(one) or ()) > 4 for one in sources):
+        return True
+    shape = shape_of(sources[0]) if node.all_input_nodes == sources[:1] and node.op == "call_module" else None
+    if shape is None or sorted(shape) != sorted(shape_of(node) or ()):
+        return False
+    module = backbone.get_submodule(str(node.target))
+    if any(True for _ in module.parameters()):
+        return False
+    images = torch.arange(math.prod(shape), dtype=torch.float32).view(shape)
+    given, named = fx.map_arg((node.args, node.kwargs), lambda _: images)
+    return not torch.equal(module(*given, **named), images.permute(0, 2, 3, 1))
 
 
 def _axis_of_layer(backbone: nn.Module, node: fx.Node) -> int | None:
@@ -92,25 +122,3 @@ def _rearranges(node: fx.Node) -> bool:
     """Whether a node may put other axes into the places that its source had."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name in ("reshape", "view", "flatten", "unflatten", "einsum", "matmul", "movedim", "swapaxes")
-
-
-def _axes_by_width(backbone: nn.Module, graph: fx.Graph, nodes: list[fx.Node], image_size: int) -> dict[fx.Node, int]:
-    before = {node: shape_of(node) for node in graph.nodes}
-    probe = probe_of(backbone, image_size, image_size + max(32, image_size // 2))
-    try:
-        with modes_kept(backbone), torch.no_grad():
-            record_shapes(backbone.eval(), graph, probe)
-        wider = {node: shape_of(node) for node in nodes}
-    except Exception:  # noqa: BLE001 - a network that insists on its size tells nothing, in whatever words
-        return {}
-    finally:
-        for node, shape in before.items():
-            node.meta["shape"] = shape
-    found = {}
-    for node in nodes:
-        grown = [
-            axis for axis in range(4) if (before[node] or ())[axis : axis + 1] != (wider[node] or ())[axis : axis + 1]
-        ]
-        if grown in ([2], [3]):
-            found[node] = {3: 1, 2: 3}[grown[0]]
-    return found

@@ -11,9 +11,10 @@ plain function of (backbone, images, blocks): the backbone stays the module it w
 from __future__ import annotations
 
 import operator
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -22,19 +23,20 @@ from torch import Tensor, fx, nn
 from mhex_core import BlockOutput
 from mhex_core.blocks import residual_sum
 from mhex_vision import tracing
-from mhex_vision.layouts import channel_axes
-from mhex_vision.tracing import shape_of
+from mhex_vision.layouts import channel_axes, is_of_windows
+from mhex_vision.tracing import grown_axes, shape_of
 
 Placement = Literal["all", "downsample", "stage"]
 Block = Callable[..., tuple[Tensor, BlockOutput | None]]
 CompiledForward = Callable[[nn.Module, Tensor, Sequence[Block]], tuple[Any, tuple[BlockOutput | None, ...]]]
 
 FRESH = (nn.Conv2d, nn.BatchNorm2d)  # layers whose result shares no memory, and whose backward pass does not read it
+_UNNAMED = re.compile(r"^add(_\d+)?$")
 MANY = 12  # additions; more blocks than that are slow, and most of them say the same
 ADDITIONS = {operator.add, torch.add, "add"}  # in-place forms have been rewritten to these
 LOOKED_FOR = (
-    "looked for `a + b`, `a += b`, torch.add and Tensor.add of two (B, C, H, W) feature maps that stem from one "
-    "earlier feature map, one of them through more layers than the other"
+    "looked for `a + b`, `a += b`, torch.add and Tensor.add of two (B, C, H, W) or (B, H, W, C) feature maps that stem "
+    "from one earlier feature map, one of them through more layers than the other"
 )
 
 
@@ -51,6 +53,7 @@ class ResidualAddition:
         changes_shape: Whether channels or size differ from the previous residual addition (for the first one: from
             where its two ways part).
         channels_last: Whether the feature maps are (B, H, W, C), as in Swin and MambaOut.
+        ordinal_in_training: Its place among all additions of training mode's graph; None means the same.
     """
 
     name: str
@@ -60,6 +63,7 @@ class ResidualAddition:
     size: tuple[int, int]
     changes_shape: bool
     channels_last: bool = False
+    ordinal_in_training: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ def trace(backbone: nn.Module, *, image_size: int = 224, frozen: bool = False) -
             f"{tokens if of_tokens else ''}; explain_by(network, images, METHOD) explains it without blocks"
         )
     here, there = (Counter(_scope(node) for node in _addition_nodes(graph)) for graph in (evaluation, training))
-    if here != there:
+    matched = _with_training(backbone, training, image_size, additions) if here != there else additions
+    if matched is None:
         places = ", ".join(sorted(map(str, (here - there) + (there - here)))[:3])
         raise ValueError(
             f"backbone {name} adds at other places in training than in evaluation ({places}); switch off what it does "
@@ -106,7 +111,25 @@ def trace(backbone: nn.Module, *, image_size: int = 224, frozen: bool = False) -
         )
     result = _output_node(evaluation).args[0]
     shape = shape_of(result) if isinstance(result, fx.Node) else None
-    return TracedNetwork(evaluation, training, additions, shape, _last_parametrised(backbone, evaluation))
+    return TracedNetwork(evaluation, training, matched, shape, _last_parametrised(backbone, evaluation))
+
+
+def _with_training(
+    backbone: nn.Module, training: fx.Graph, image_size: int, additions: tuple[ResidualAddition, ...]
+) -> tuple[ResidualAddition, ...] | None:
+    """The additions with their places in training mode's graph, which has others beside; None if they are others."""
+    with tracing.modes_kept(backbone), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        tracing.record_shapes(backbone.eval(), training, tracing.probe_of(backbone, image_size))
+    others, _ = _residual_additions(backbone, training, image_size)
+    if len(others) != len(additions):
+        return None
+    matched = tuple(
+        replace(one, ordinal_in_training=other.ordinal) for one, other in zip(additions, others, strict=True)
+    )
+    # What is added outside of all modules is named by its number among all additions.
+    alike = (replace(other, name=_UNNAMED.sub("", other.name), ordinal=0) for other in others)
+    wanted = (replace(one, name=_UNNAMED.sub("", one.name), ordinal=0) for one in additions)
+    return matched if all(one == other for one, other in zip(wanted, alike, strict=True)) else None
 
 
 def placement_for(additions: Sequence[ResidualAddition]) -> Placement:
@@ -140,7 +163,12 @@ def choose(additions: Sequence[ResidualAddition], at: Placement, *, with_last: b
 
 
 def compile_forward(
-    backbone: nn.Module, graph: fx.Graph, chosen: Sequence[ResidualAddition], *, keep_output: bool
+    backbone: nn.Module,
+    graph: fx.Graph,
+    chosen: Sequence[ResidualAddition],
+    *,
+    keep_output: bool,
+    training: bool = False,
 ) -> tuple[CompiledForward, set[str]]:
     """Turn a traced graph into a function that calls a block at each chosen addition.
 
@@ -149,6 +177,7 @@ def compile_forward(
         graph: One of its graphs; it is copied, not changed.
         chosen: Where blocks go; block i belongs to `chosen[i]`.
         keep_output: Whether the network's own output is wanted. If not, what follows the last block is left out.
+        training: Whether the graph is that of training mode.
 
     Returns:
         A function (backbone, images, blocks) -> (output or None, block outputs), and the names of the modules and
@@ -161,19 +190,21 @@ def compile_forward(
     additions = _addition_nodes(graph)
     outputs = []
     for index, addition in enumerate(chosen):
-        node = additions[addition.ordinal]
+        other = addition.ordinal_in_training if training else None
+        node = additions[addition.ordinal if other is None else other]
         first, second, alpha = _operands(node)
         with graph.inserting_before(node):
-            if alpha != 1:
-                second = graph.call_function(operator.mul, (second, alpha))
-            shortcut, branch = (first, second) if addition.shortcut_first else (second, first)
+            scaled = second if alpha == 1 else graph.call_function(operator.mul, (second, alpha))
+            shortcut, branch = (first, scaled) if addition.shortcut_first else (scaled, first)
             options: dict[str, fx.node.Argument] = {
-                "reuse_branch": _is_fresh(backbone, branch, reader=node),
+                "reuse_branch": alpha == 1 and _is_fresh(backbone, branch, reader=node),
                 "shortcut_first": addition.shortcut_first,
                 "channels_last": addition.channels_last,
             }
             called = graph.call_function(_call_numbered_block, (blocks, index, shortcut, branch), options)
             total = graph.call_function(operator.getitem, (called, 0))
+            if alpha != 1:
+                total = graph.call_function(_rounded_once, (blocks, index, total, first, second, alpha))
             outputs.append(graph.call_function(operator.getitem, (called, 1)))
         node.replace_all_uses_with(total)
         graph.erase_node(node)
@@ -299,13 +330,21 @@ def _call_numbered_block(
     return call_block(blocks[index], shortcut, branch, **options)
 
 
+def _rounded_once(
+    blocks: Sequence[Block], index: int, total: Tensor, first: Tensor, second: Tensor, alpha: float
+) -> Tensor:
+    """first + alpha second as the network rounds it, where the block changes nothing; else the block's sum."""
+    return total if getattr(blocks[index], "gated", False) else torch.add(first, second, alpha=alpha)
+
+
 def _residual_additions(
     backbone: nn.Module, graph: fx.Graph, image_size: int
 ) -> tuple[tuple[ResidualAddition, ...], int]:
     """The residual additions of feature maps, and how many there are of token sequences (B, T, C)."""
     order = {node: index for index, node in enumerate(graph.nodes)}
     images = next(node for node in graph.nodes if node.op == "placeholder")
-    axes = channel_axes(backbone, graph, image_size)
+    tracing.record_other_shapes(backbone, graph, image_size)
+    axes = channel_axes(backbone, graph)
     found: list[ResidualAddition] = []
     of_tokens = 0
     before: tuple[int, ...] | None = None
@@ -329,16 +368,17 @@ def _residual_additions(
         ]
         if lengths[0] == lengths[1]:
             continue
-        axis = next((axes[one] for one in (node, first, second) if one in axes), None)
-        height, width = shape[1:3] if axis == 3 else shape[-2:]
-        if len(shape) == 3 or height != width or shape[0] != 1:
-            of_tokens += 1  # or windows of them: images of one sample are square, as the one that is probed with
+        axis = axes.get(node)
+        shortcut = first if lengths[0] < lengths[1] else second
+        if len(shape) == 3 or axis == 0 or (axis == 3 and not grown_axes(node) and is_of_windows(backbone, shortcut)):
+            of_tokens += 1  # or windows of them
             continue
         if axis is None:
             raise ValueError(
                 f"backbone {type(backbone).__name__} adds feature maps of shape {shape} in {_scope(node)}, and nothing "
                 "tells which axis holds their channels; explain_by(network, images, METHOD) explains it without blocks"
             )
+        height, width = shape[1:3] if axis == 3 else shape[2:]
         reference = before or (shape_of(fork) or shape)[1:]
         found.append(
             ResidualAddition(
@@ -363,7 +403,7 @@ def _with_unique_names(additions: list[ResidualAddition]) -> list[ResidualAdditi
     for addition in additions:
         seen[addition.name] += 1
         suffix = f"#{seen[addition.name]}" if totals[addition.name] > 1 else ""
-        unique.append(ResidualAddition(**{**addition.__dict__, "name": addition.name + suffix}))
+        unique.append(replace(addition, name=addition.name + suffix))
     return unique
 
 
@@ -375,6 +415,7 @@ def _addition_nodes(graph: fx.Graph) -> list[fx.Node]:
         and node.target in ADDITIONS
         and len(node.args) + len(node.kwargs.keys() - {"alpha", "out"}) == 2
         and "out" not in node.kwargs
+        and all(isinstance(operand, fx.Node) for operand in _operands(node)[:2])
     ]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import Attribute, TraceError
 from torch.nn import functional as F
 
 ROUNDING = 1e-4  # of the largest value: what rounding in another order may change
@@ -109,9 +110,9 @@ class _Called(nn.Module):
         return self.network(images)
 
 
-def _require(value: Any, expected: bool) -> None:
-    """What stands in a graph where the network decided by a shape."""
-    if bool(value) is not expected:
+def _require(value: Any, expected: bool | int) -> None:
+    """What stands in a graph where the network decided by a shape, or counted by one."""
+    if type(expected)(value) != expected:
         raise ValueError(
             "images must have a size for which the network takes the way that was traced; pass image_size= to "
             "from_backbone for another"
@@ -123,12 +124,30 @@ def is_wanted_without_users(node: fx.Node) -> bool:
     return node.op in ("placeholder", "output") or node.target is _require
 
 
+class _Proxy(fx.Proxy):
+    """What stands for a result while a network is traced; `len` is a question about its shape."""
+
+    tracer: _Tracer
+
+    def __getattr__(self, name: str) -> Any:
+        return _AttributeProxy(self, name)
+
+    def __len__(self) -> int:
+        return int(self.tracer.answer(self.tracer.create_proxy("call_function", len, (self,), {}), int))
+
+
+class _AttributeProxy(_Proxy, Attribute):
+    """An attribute of one, of which it is not known yet whether it will be called."""
+
+
 class _Tracer(fx.Tracer):
     """Looks into containers only, and answers questions about shapes.
 
     A module without children is called, not traced: dropout and stochastic depth then ask `self.training` at run time
     instead of leaving its value of today in the graph.
     """
+
+    proxy_buffer_attributes = True  # what is computed from buffers is computed where they are
 
     def __init__(self, probe: Tensor | None = None) -> None:
         super().__init__()
@@ -144,7 +163,17 @@ class _Tracer(fx.Tracer):
         # fx listens to every call of a module, those that answer a question included.
         return forward(*args, **kwargs) if self._answering else super().call_module(m, forward, args, kwargs)
 
+    def proxy(self, node: fx.Node) -> _Proxy:
+        return _Proxy(node, self)
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        return iter([obj[index] for index in range(len(obj))])
+
     def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.answer(obj, bool))
+
+    def answer(self, obj: fx.Proxy, kind: type[bool | int]) -> bool | int:
+        """What a question about shapes gives for the probed images; the graph then requires the same of others."""
         self._answering = True
         try:
             value = None if self._probe is None else self._value(obj.node)
@@ -152,8 +181,9 @@ class _Tracer(fx.Tracer):
             self._answering = False
         if not isinstance(value, bool | int | torch.Size):
             return super().to_bool(obj)  # which raises: it depends on what the images show
-        self.create_node("call_function", _require, (obj.node, bool(value)), {})
-        return bool(value)
+        answer = kind(len(value) if isinstance(value, torch.Size) else value)
+        self.create_node("call_function", _require, (obj.node, answer), {})
+        return answer
 
     def _value(self, node: fx.Node) -> Any:
         """What a node gives for the probed images, computed on shapes alone."""
@@ -167,7 +197,8 @@ class _Tracer(fx.Tracer):
         if node.op == "placeholder":
             return self._probe
         if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self._shapes)
+            made = vars(self.root).get(str(node.target))  # while tracing, and so not in the copy
+            return operator.attrgetter(str(node.target))(self._shapes) if made is None else made.to("meta")
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
         if node.op == "call_module":
             return self._shapes.get_submodule(str(node.target))(*args, **kwargs)
@@ -207,8 +238,14 @@ def _symbolic_trace(backbone: nn.Module, image_size: int) -> fx.Graph:
     called = _Called(backbone)
     called.training = backbone.training
     name = type(backbone).__name__
+    chance = torch.get_rng_state()
     try:
         graph = _Tracer(probe_of(backbone, image_size).to("meta")).trace(called)
+        if not torch.equal(chance, torch.get_rng_state()):
+            raise TraceError(
+                "it draws random numbers that the graph would hold for ever; use nn.Dropout or another module, or "
+                "switch off what it does in training only, such as drop connect, or freeze it: freeze_backbone=True"
+            )
     except Exception as error:
         hooks = hooks_of(backbone)
         hooked = f"; it carries hooks, remove them first: {', '.join(hooks[:3])}" if hooks else ""
@@ -216,9 +253,11 @@ def _symbolic_trace(backbone: nn.Module, image_size: int) -> fx.Graph:
             f"backbone {name} cannot be traced by torch.fx: {type(error).__name__}: {_first_line(str(error))}{hooked}; "
             "explain_by(network, images, METHOD) explains it without blocks"
         ) from error
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            node.target = _name_on(backbone, called, str(node.target))
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and node.target in vars(called):
+            _give_along(node, getattr(called, str(node.target)))
+        elif node.op in ("call_module", "get_attr"):
+            node.target = name_without_wrapper(str(node.target))
     _rewrite_in_place(backbone, graph)
     return graph
 
@@ -228,14 +267,16 @@ def name_without_wrapper(name: str) -> str:
     return "" if name == _NETWORK else name.removeprefix(f"{_NETWORK}.")
 
 
-def _name_on(backbone: nn.Module, called: _Called, target: str) -> str:
-    """A name of the traced wrapper as one of the network, which also takes constants that tracing found."""
-    if target.startswith(f"{_NETWORK}."):
-        return target.removeprefix(f"{_NETWORK}.")
-    constant = getattr(called, target)
-    name = next(one for one in (f"{target}_{count}" for count in range(1 << 16)) if not hasattr(backbone, one))
-    setattr(backbone, name, constant)
-    return name
+def _give_along(node: fx.Node, tensor: Tensor) -> None:
+    """Let the graph hold a tensor that the network made while it was traced, on the device that the images are on."""
+
+    def constant(images: Tensor) -> Tensor:
+        return tensor.to(images.device)
+
+    images = next(step for step in node.graph.nodes if step.op == "placeholder")
+    with node.graph.inserting_before(node):
+        node.replace_all_uses_with(node.graph.call_function(constant, (images,)))
+    node.graph.erase_node(node)
 
 
 def _rewrite_in_place(backbone: nn.Module, graph: fx.Graph) -> None:
@@ -362,23 +403,49 @@ def difference(first: Any, second: Any) -> float:
     return 0.0
 
 
-def record_shapes(backbone: nn.Module, graph: fx.Graph, probe: Tensor) -> Any:
-    """Run a graph, note the shape of every node's tensor in `shape_of`, and return the output."""
-    return _Recorder(fx.GraphModule(backbone, graph)).run(probe)
+def record_shapes(backbone: nn.Module, graph: fx.Graph, probe: Tensor, *, key: str = "shape") -> Any:
+    """Run a graph, note the shape of every node's tensor in its `meta`, and return the output."""
+    return _Recorder(fx.GraphModule(backbone, graph), key).run(probe)
 
 
 class _Recorder(fx.Interpreter):
     """As torch's own ShapeProp, which prints a traceback where a network does not take the images."""
 
+    def __init__(self, module: fx.GraphModule, key: str) -> None:
+        super().__init__(module)
+        self._key = key
+
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
+        n.meta[self._key] = tuple(result.shape) if isinstance(result, Tensor) else None
         return result
+
+
+def record_other_shapes(backbone: nn.Module, graph: fx.Graph, image_size: int) -> None:
+    """Note the shapes for an image of another size, higher than wide, where the network takes one; see `grown_axes`."""
+    other = image_size - 64 if image_size >= 160 else image_size + 64
+    for size in ((other, (other + image_size) // 2), (3 * image_size, 2 * image_size)):
+        try:
+            with modes_kept(backbone), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                record_shapes(backbone.eval(), graph, probe_of(backbone, *size), key="other shape")
+        except Exception:  # noqa: BLE001 - a network that insists on its size tells nothing, in whatever words
+            for node in graph.nodes:
+                node.meta.pop("other shape", None)
+        else:
+            return
 
 
 def shape_of(node: Any) -> tuple[int, ...] | None:
     """The shape of a node's tensor at the probed size."""
     return node.meta.get("shape") if isinstance(node, fx.Node) else None
+
+
+def grown_axes(node: fx.Node) -> list[int]:
+    """The axes whose length depends on the size of the images; none where that is not known."""
+    shape, other = shape_of(node), node.meta.get("other shape")
+    if shape is None or other is None or len(shape) != len(other):
+        return []
+    return [axis for axis, (here, there) in enumerate(zip(shape, other, strict=True)) if here != there]
 
 
 def _first_line(text: str) -> str:

@@ -45,7 +45,7 @@ def compile_forward(architecture: Architecture, places: Mapping[int, int], *, ke
         A function (backbone, images, blocks) -> (logits or None, block outputs), whose activations are feature maps
         (B, C, h, w) of the patches, views of the stream.
     """
-    last = max(places)
+    last = max(places, default=-1)
 
     def forward(
         backbone: nn.Module, images: Tensor, blocks: Sequence[Block]
