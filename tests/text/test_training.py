@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 
+from mhex_core.files import partial_of
 from mhex_text import RECIPES, MHEXForSequenceClassification, TextBundle, TextRecipe, train
 
 from .encoders import make_tokenizer
@@ -332,6 +333,28 @@ def test_what_does_not_go_together(tokenizer, bundle, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(RuntimeError, match=r"the loss of epoch 1 is nan; lower the learning rate"):
         train(**{**call, "recipe": replace(RECIPE, learning_rate=1e30)})
+
+
+@pytest.mark.parametrize("left", [("validation", "test"), ("test",), ()], ids=str)
+def test_a_run_whose_last_step_is_the_one_too_far_is_no_finished_run(tokenizer, tmp_path, left):
+    """One step an epoch: the loss of training was computed before it."""
+    texts = {name: make_texts(8, 1) if name in left else None for name in ("validation", "test")}
+    bundle, out = make_bundle(train=make_texts(16, 0), **texts), tmp_path / "out"
+    recipe = replace(RECIPE, epochs=1, learning_rate=1e30, schedule="constant", warmup_ratio=0.0)
+    with pytest.raises(RuntimeError, match=r"the loss of the (validation|train) texts is nan; lower the learning rate"):
+        train(make_model(), tokenizer, bundle, recipe, out=out)
+    assert json.loads((out / "run.json").read_text())["result"] is None
+    assert not (out / "model.safetensors").exists()
+
+
+def test_what_a_killed_run_had_begun_to_write_goes_and_what_users_put_there_stays(tokenizer, tmp_path):
+    own, theirs = partial_of(tmp_path / "run.json"), tmp_path / ".notes.important123"
+    own.write_text("half")
+    theirs.write_text("mine")
+    small = make_bundle(train=make_texts(16, 0), validation=None, test=None)
+    train(make_model(), tokenizer, small, replace(RECIPE, epochs=1), out=tmp_path)
+    assert theirs.read_text() == "mine"
+    assert not own.exists()
 
 
 def test_recipes():

@@ -180,15 +180,17 @@ def test_a_finished_run_is_not_trained_again(trained, photos, capsys):
     assert cli.main(["train", *map(str, options)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert not [line for line in lines if line.startswith("epoch")]
-    assert lines[-2:] == done.stdout.splitlines()[-2:]  # the test accuracy and what to do next
+    assert f"{out} is finished already, after 2 epochs; nothing was trained now" in lines
+    assert lines[-2] == done.stdout.splitlines()[-2]  # the test accuracy
+    assert lines[-1] == f"{out} is as it was{done.stdout.splitlines()[-1].removeprefix(f'wrote {out}')}"
 
 
 def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(vision_python, run, photos, tmp_path):
     clean = tmp_path / "clean"
     shutil.copytree(photos, clean, ignore=shutil.ignore_patterns("broken.png"))
-    command = ["train", "--data", clean, "--size", 32, "--epochs", 8, "--batch-size", 8, "--out", tmp_path / "run"]
+    command = ["train", "--data", clean, "--size", 32, "--epochs", 3, "--batch-size", 8, "--out", tmp_path / "run"]
     process = vision_python.start(*MODULE, *command, environment=ENVIRONMENT)
-    while "epoch 1/8" not in process.output():
+    while "epoch 1/3" not in process.output():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -199,10 +201,10 @@ def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(vision_python, r
     ]
     done = run(*command)
     assert done.returncode == 0, done.stderr
-    assert "epoch 1/8" not in done.stdout
-    assert "epoch 8/8" in done.stdout
+    assert "epoch 1/3" not in done.stdout
+    assert "epoch 3/3" in done.stdout
     log = (tmp_path / "run" / "log.csv").read_text().splitlines()[1:]
-    assert [line.partition(",")[0] for line in log] == [str(epoch) for epoch in range(1, 9)]
+    assert [line.partition(",")[0] for line in log] == [str(epoch) for epoch in range(1, 4)]
 
 
 def test_options_reach_the_network_and_the_recipe(photos, tmp_path, monkeypatch, capsys):
@@ -314,6 +316,9 @@ def test_when_no_image_can_be_read_the_record_says_so(trained, tmp_path, capsys)
     assert cli.main(["explain", "--checkpoint", str(trained[1]), *options]) == 3
     record = json.loads((tmp_path / "out" / "explanations.json").read_text())
     assert (record["images"], len(record["rejected"])) == ([], 1)
+    said = capsys.readouterr().out
+    assert "explained 0 of 1 images; wrote " in said
+    assert "overlay" not in said
 
 
 # ---------------------------------------------------------------------------------------------------------------- info
@@ -328,7 +333,8 @@ def test_info_shows_a_checkpoint_and_a_backbone(trained, capsys):
         "resnet18: 8 residual additions",
         "layer4.1: 512 channels, 7 x 7",
         "at=downsample: layer2.0, layer3.0, layer4.0, layer4.1",
-        '"num_classes": 2',
+        "num_classes: 2",
+        "preprocessing mean: [0.5, 0.5, 0.5]",
         "blocks: layer1.0, layer1.1",
     ):
         assert expected in text

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mhex_core.files import partial_of
 from mhex_core.weights import read_weights
 from mhex_vision import MHEXClassifier, checkpoint, training
 from mhex_vision.evaluation import Metrics
@@ -193,6 +194,23 @@ def test_a_failed_write_leaves_the_files_before_it(whole, data, tmp_path, monkey
     assert losses(train(classifier(), data, RECIPE, out=tmp_path)) == losses(whole[1])
 
 
+def test_what_a_killed_run_had_begun_to_write_goes_and_what_users_put_there_stays(vision_python, data, tmp_path):
+    died = vision_python.run(SCRIPT, "while files are written", tmp_path, environment=ENVIRONMENT)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    left = {path.name for path in tmp_path.iterdir() if path.name.endswith(".mhex-partial")}
+    assert left
+    own = partial_of(tmp_path / "run.json")
+    own.write_text("half")
+    theirs = {".notes.important123", ".run.json.0123456789ab", ".run.json.bak.mhex-partial", ".gitignore"}
+    theirs |= {partial_of(tmp_path / "diary.txt").name, ".run.json.0123456789AB.mhex-partial"}
+    for name in theirs:
+        (tmp_path / name).write_text("mine")
+    train(classifier(), data, RECIPE, out=tmp_path)
+    there = {path.name for path in tmp_path.iterdir()}
+    assert theirs <= there
+    assert not (left | {own.name}) & there
+
+
 # ---------------------------------------------------------------------------------------------------------- best epoch
 
 SCORES = [(0.5, 1.0), (0.7, 0.9), (0.7, 0.8), (0.7, 0.8), (0.6, 0.7)]  # accuracy, loss of each epoch
@@ -206,17 +224,18 @@ SCORES = [(0.5, 1.0), (0.7, 0.9), (0.7, 0.8), (0.7, 0.8), (0.6, 0.7)]  # accurac
         ("accuracy", 1, SCORES, 3, 4),
         ("accuracy", 2, SCORES, 3, 5),
         ("loss", 1, [(0.1, 1.0), (0.9, 2.0), (0.9, 0.5)], 1, 2),
-        ("loss", None, [(0.1, float("nan")), (0.1, 2.0), (0.1, float("nan"))], 2, 3),
+        ("auc", None, [(0.9, 1.0, 0.5), (0.1, 2.0, 0.8), (0.9, 1.5, 0.8), (0.9, 1.6, 0.8)], 3, 4),
+        ("auc", 1, [(0.9, 1.0, None), (0.1, 0.5, None), (0.9, 0.6, None), (0.9, 0.6, 0.9)], 2, 3),
     ],
 )
 def test_the_best_epoch_is_kept_and_patience_ends_the_run(
     data, tmp_path, monkeypatch, monitor, patience, scores, best, epochs
 ):
-    judged = iter([*scores, (0.0, 9.0)])
+    judged = iter([*scores, (0.0, 9.0, 0.1)])
 
     def judge(run, images, name):
-        accuracy, loss = next(judged)
-        return Metrics(loss=loss, accuracy=accuracy, head_accuracy=(), images=len(images))
+        accuracy, loss, *auc = next(judged)
+        return Metrics(loss=loss, accuracy=accuracy, head_accuracy=(), images=len(images), auc=auc[0] if auc else 0.5)
 
     monkeypatch.setattr(training._Run, "_judge", judge)
     model = classifier()

@@ -15,7 +15,8 @@ from mhex_vision import MHEXClassifier, training
 from mhex_vision.data import DataBundle, Preprocessing, UnreadableImageWarning
 from mhex_vision.data.folders import folder_bundle
 from mhex_vision.data.sets import ArrayImages
-from mhex_vision.evaluation import IndexBatches, evaluate
+from mhex_vision.evaluation import IndexBatches, evaluate, macro_auc
+from mhex_vision.explaining import explain_by
 from mhex_vision.training import train
 
 from .runs import (
@@ -94,8 +95,43 @@ def test_several_labels_are_judged_answer_by_answer(tmp_path):
     shares = [float(answer.double().mean()) for answer in answers]
     assert result.test.images == 9
     assert (result.test.accuracy, *result.test.head_accuracy) == pytest.approx(shares, rel=1e-6)
+    assert result.test.exact_match == pytest.approx(float(answers[0].all(dim=1).double().mean()))
+    areas = [area_by_hand(output.logits[:, k], data.test.labels[:, k].bool()) for k in range(3)]
+    assert result.test.auc == pytest.approx(np.mean(areas), abs=1e-6)
     expected = F.binary_cross_entropy_with_logits(output.logits, data.test.labels)
     assert result.test.loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def area_by_hand(scores, positive):
+    """How often an image of the class scores above one of another class; half of it where they are equal."""
+    differences = scores[positive].unsqueeze(1) - scores[~positive].unsqueeze(0)
+    return float(((differences > 0).double() + 0.5 * (differences == 0)).mean())
+
+
+def test_the_area_under_the_curve_is_that_of_counted_pairs():
+    generator = torch.Generator().manual_seed(2)
+    logits = (3 * torch.randn(40, 4, generator=generator)).round()  # with ties
+    labels = torch.randint(3, (40,), generator=generator)
+    auc, without = macro_auc(logits, labels)
+    assert without == (3,)  # no image has it
+    chances = logits.double().softmax(1)
+    assert auc == pytest.approx(np.mean([area_by_hand(chances[:, k], labels == k) for k in range(3)]), abs=1e-6)
+    answers = torch.rand(40, 4, generator=generator) > 0.7
+    answers[:, 1] = True  # every image has it
+    auc, without = macro_auc(logits, answers.float())
+    assert without == (1,)
+    assert auc == pytest.approx(np.mean([area_by_hand(logits[:, k], answers[:, k]) for k in (0, 2, 3)]), abs=1e-6)
+
+
+def test_of_images_of_one_class_there_is_no_area_and_no_crash(data, tmp_path):
+    labels = torch.zeros_like(data.validation.labels)
+    one = replace(data, validation=ArrayImages(data.validation.images, labels))
+    result = train(classifier(), one, replace(RECIPE, epochs=2, monitor="auc"), out=tmp_path)
+    assert [epoch.validation.auc for epoch in result.history] == [None, None]
+    assert result.history[0].validation.without_auc == (0, 1, 2, 3)
+    assert [row["validation_auc"] for row in rows(tmp_path)] == ["", ""]
+    assert result.test.auc is not None
+    assert train(classifier(), one, replace(RECIPE, epochs=2, monitor="auc"), out=tmp_path) == result
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 65])
@@ -264,6 +300,32 @@ def test_a_run_that_diverges_keeps_its_best_weights(data, tmp_path):
         train(model, data, RECIPE, out=tmp_path, on_epoch=spoil)
     kept = MHEXClassifier.from_pretrained(tmp_path, backbone=Residual())
     assert all(bool(value.isfinite().all()) for value in kept.state_dict().values())
+
+
+@pytest.mark.parametrize("left", [("validation", "test"), ("validation",), ("test",), ()], ids=str)
+def test_a_run_whose_last_step_is_the_one_too_far_is_no_finished_run(data, tmp_path, left):
+    """One step an epoch: the loss of training was computed before it."""
+    data = replace(data, **{name: None for name in ("validation", "test") if name not in left})
+    recipe = replace(RECIPE, epochs=1, batch_size=64, learning_rate=1e30)
+    with pytest.raises(RuntimeError, match=r"the loss of epoch 1.* is (nan|inf); lower the learning rate"):
+        train(classifier(), data, recipe, out=tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text())["result"] is None
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_network_that_gives_no_numbers_is_not_judged(data):
+    model = classifier()
+    with torch.no_grad():
+        model.blocks[-1].head.weight.fill_(torch.nan)
+    with pytest.raises(RuntimeError, match=r"the loss of the images of .* is nan"):
+        evaluate(model, data.test, data)
+    images = torch.zeros(2, 3, 32, 32)
+    with pytest.raises(ValueError, match="probabilities by mhex must be finite, got NaN or infinity"):
+        model.explain(images)
+    with pytest.raises(ValueError, match="probabilities by random must be finite"):
+        explain_by(model, images, "random")
+    with pytest.raises(ValueError, match="saliency by mine must be finite"):
+        explain_by(classifier(), images, lambda *_: torch.full((2, 32, 32), torch.inf), name="mine")
 
 
 def test_a_network_with_another_output_is_refused(data, tmp_path):

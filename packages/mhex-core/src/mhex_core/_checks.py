@@ -13,6 +13,15 @@ from torch import Tensor
 T = TypeVar("T", bound=str)
 
 
+def finite_loss(of: str, value: float) -> float:
+    """Return a loss that is a finite number: a network whose loss is not predicts its first class, whatever it sees."""
+    if not math.isfinite(value):
+        raise RuntimeError(
+            f"the loss of {of} is {value}; lower the learning rate, and let the next run overwrite what this one wrote"
+        )
+    return value
+
+
 def tensor(name: str, value: object, *, ndim: int | tuple[int, ...], floating: bool = True) -> Tensor:
     """Return `value` if it is a tensor of the wanted rank, raise otherwise."""
     if not isinstance(value, Tensor):

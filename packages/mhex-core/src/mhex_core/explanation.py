@@ -71,6 +71,14 @@ class Explanation:
     class_names: tuple[str, ...] = ()
     method: str = "mhex"
 
+    def __post_init__(self) -> None:
+        for name in ("probabilities", "saliency"):
+            value = getattr(self, name)
+            if not (value.is_meta or bool(value.isfinite().all())):
+                raise ValueError(
+                    f"{name} by {self.method} must be finite, got NaN or infinity: look for it in network and input"
+                )
+
     def __len__(self) -> int:
         return self.saliency.shape[0]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from mhex_core.files import write_atomically
+from mhex_core.files import remove_partials, write_atomically
 from mhex_core.weights import weights_digest
 
 SETTINGS_FILE = "comparison.json"
@@ -50,6 +50,7 @@ class Pieces:
         pieces = cls(folder)
         path = folder / SETTINGS_FILE
         wanted = json.loads(json.dumps(settings))
+        remove_partials(folder, (SETTINGS_FILE, SAMPLES_FILE))
         if overwrite:
             for file in (path, pieces.samples):
                 file.unlink(missing_ok=True)

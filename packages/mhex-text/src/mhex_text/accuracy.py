@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from mhex_core import _checks
 from mhex_text.batching import TokenizedTexts
 from mhex_text.history import TextMetrics
 from mhex_text.modeling import MHEXForSequenceClassification
@@ -18,7 +19,14 @@ from mhex_text.progress import bar
 
 
 def accuracies(
-    model: PreTrainedModel, tokens: TokenizedTexts, collate: Any, batch_size: int, *, name: str, progress: bool
+    model: PreTrainedModel,
+    tokens: TokenizedTexts,
+    collate: Any,
+    batch_size: int,
+    *,
+    name: str,
+    progress: bool,
+    limit: int | None = None,
 ) -> TextMetrics:
     """Loss and accuracies. Draws no random number.
 
@@ -29,9 +37,13 @@ def accuracies(
         batch_size: Texts at a time.
         name: What the texts are called.
         progress: Whether a terminal shows a bar.
+        limit: How many texts, the longest ones; None means all.
+
+    Raises:
+        RuntimeError: The loss is no finite number.
     """
     device = next(model.parameters()).device
-    order = np.argsort(-tokens.lengths, kind="stable").tolist()
+    order = np.argsort(-tokens.lengths, kind="stable").tolist()[:limit]
     own: Any = model if isinstance(model, MHEXForSequenceClassification) else None
     total, right, heads = 0.0, 0, np.zeros(len(own.blocks) if own is not None else 0)
     asked = {"output_heads": True} if own is not None else {}
@@ -52,4 +64,5 @@ def accuracies(
     finally:
         model.train(mode=mode)
     count = len(order)
+    _checks.finite_loss(f"the {name} texts", total / count)
     return TextMetrics(loss=total / count, accuracy=right / count, head_accuracy=tuple((heads / count).tolist()))

@@ -5,7 +5,6 @@ Letters: N texts, L heads.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,11 +64,7 @@ class TextTrainingResult:
 
 def best_epoch(history: tuple[TextEpoch, ...]) -> int:
     """The number of the epoch with the lowest validation loss, the first of equals; the last without validation."""
-    judged = [
-        (epoch.validation.loss if math.isfinite(epoch.validation.loss) else math.inf, epoch.epoch)
-        for epoch in history
-        if epoch.validation is not None
-    ]
+    judged = [(epoch.validation.loss, epoch.epoch) for epoch in history if epoch.validation is not None]
     return min(judged)[1] if judged else len(history)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mhex_core.files import write_atomically
+from mhex_core.files import remove_partials, write_atomically
 from mhex_text.history import TextEpoch, TextTrainingResult, best_epoch, epoch_from, result_from
 
 CHECKPOINTS = ".checkpoints"
@@ -53,9 +53,12 @@ class Checkpoints:
 def claim(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> TextTrainingResult | None:
     """Make the folder this run's, or find out that it is already, or refuse. The result, if it is finished."""
     path = out / RUN_FILE
+    # The others meet this process after it, when the library sets up their exchange.
+    main = int(os.environ.get("RANK", "0")) == 0
+    if main:
+        remove_partials(out, (RUN_FILE, LOG_FILE))
     if overwrite:
-        # The others meet this process after it, when the library sets up their exchange.
-        if int(os.environ.get("RANK", "0")) == 0:
+        if main:
             for name in (RUN_FILE, WEIGHTS_FILE, CONFIG_FILE, LOG_FILE):
                 (out / name).unlink(missing_ok=True)
             shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)

@@ -96,7 +96,7 @@ def train(
     Raises:
         TypeError: An argument is of another type.
         ValueError: `out` holds another run or something else, or model, tokenizer and texts do not go together.
-        RuntimeError: The loss is no longer finite.
+        RuntimeError: A loss, of training, validation or test, is not finite.
     """
     if not (isinstance(model, MHEXForSequenceClassification) or _is_text_classifier(model)):
         raise TypeError(
@@ -199,9 +199,11 @@ class _Keeper(TrainerCallback):
         run, trainer = self.run, self.trainer
         loss = float(trainer.accelerator.reduce(torch.stack(trainer.losses).mean(), reduction="mean"))
         number = len(run.history) + 1
-        if not math.isfinite(loss):
-            raise RuntimeError(f"the loss of epoch {number} is {loss}; lower the learning rate")
+        _checks.finite_loss(f"epoch {number}", loss)
         validation = run.judge("validation")
+        if validation is None:
+            # No loss was computed after the last step yet, and that step may have been the one too far.
+            run.judge("train", limit=run.recipe.batch_size)
         run.history = (
             *run.history,
             TextEpoch(
@@ -316,13 +318,13 @@ class _Run:
             patience is not None and done > 0 and done - best_epoch(self.history) >= patience
         )
 
-    def judge(self, split: str) -> TextMetrics | None:
-        """How the classifier does on the texts of a split; None where there are none."""
+    def judge(self, split: str, *, limit: int | None = None) -> TextMetrics | None:
+        """How the classifier does on the texts of a split, or some of them; None where there are none."""
         tokens = self.tokens.get(split)
         if tokens is None:
             return None
         size = 2 * self.recipe.batch_size
-        return accuracies(self.model, tokens, self.collate, size, name=split, progress=self.progress)
+        return accuracies(self.model, tokens, self.collate, size, name=split, progress=self.progress, limit=limit)
 
     def write_log(self) -> None:
         """One row per epoch."""

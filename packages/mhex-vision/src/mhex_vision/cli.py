@@ -21,6 +21,7 @@ from mhex_vision.recipes import RECIPES
 # modules import torch, and `--help` should not wait for that.
 PLACEMENTS = ("all", "downsample", "stage")
 CLASSIFIERS = ("drop", "keep")
+MONITORS = ("accuracy", "loss", "auc")
 OBJECTIVES = ("layerwise", "joint")
 ENGINES = ("embedded", "ray")
 STORAGES = ("uint8", "float16")
@@ -142,6 +143,9 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     training.add_argument("--batch-size", type=int, metavar="N", help="instead of the recipe's")
     training.add_argument("--learning-rate", type=float, metavar="X", help="instead of the recipe's")
     training.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better one")
+    training.add_argument(
+        "--monitor", choices=MONITORS, help="what the best epoch is judged by, instead of the recipe's"
+    )
     training.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
     training.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder for checkpoint and log")
     training.add_argument("--overwrite", action="store_true", help="replace another run in that folder")

@@ -19,6 +19,7 @@ from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.data import Preprocessing, UnreadableImageError, load_data
 from mhex_vision.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from mhex_vision.data.sets import DataBundle, FolderImages
+from mhex_vision.evaluation import Metrics
 from mhex_vision.explainers import parse
 from mhex_vision.explainers.own import OwnSaliency
 from mhex_vision.explaining import explain_by
@@ -43,7 +44,7 @@ def train(options: argparse.Namespace, say: Say) -> int:
     """`mhex-vision train`."""
     changes = {
         name: getattr(options, name)
-        for name in ("epochs", "batch_size", "learning_rate", "patience")
+        for name in ("epochs", "batch_size", "learning_rate", "patience", "monitor")
         if getattr(options, name) is not None
     }
     recipe = replace(RECIPES[options.recipe], **changes)
@@ -62,9 +63,13 @@ def train(options: argparse.Namespace, say: Say) -> int:
     if isinstance(model, MHEXClassifier):
         say(f"{options.backbone}: {len(model.blocks)} blocks at {', '.join(model.layer_names)}")
 
+    trained = False
+
     def report(epoch: Epoch) -> None:
+        nonlocal trained
+        trained = True
         judged = epoch.validation
-        shown = f", validation loss {judged.loss:.4f}, accuracy {100 * judged.accuracy:.2f} %" if judged else ""
+        shown = f", validation loss {judged.loss:.4f}, {_scores(judged, data)}" if judged else ""
         say(f"epoch {epoch.epoch}/{recipe.epochs}: loss {epoch.train_loss:.4f}{shown}, {epoch.seconds:.1f} s")
 
     result = train_model(
@@ -77,15 +82,31 @@ def train(options: argparse.Namespace, say: Say) -> int:
         overwrite=options.overwrite,
         on_epoch=report,
     )
+    if not trained:
+        say(f"{options.out} is finished already, after {len(result.history)} epochs; nothing was trained now")
+    for name, judged in (("validation", result.history[-1].validation), ("test", result.test)):
+        if judged is not None and judged.without_auc:
+            classes = ", ".join(data.class_names[index] for index in judged.without_auc)
+            say(f"no AUC of {classes}: all {name} images are of that class, or none is")
     if result.test is not None:
         heads = ", ".join(f"{100 * accuracy:.1f}" for accuracy in result.test.head_accuracy)
         each = f"; each head: {heads}" if heads else ""
-        say(f"test accuracy {100 * result.test.accuracy:.2f} % (epoch {result.best_epoch}){each}")
+        say(f"test {_scores(result.test, data)} (epoch {result.best_epoch}){each}")
+    wrote = f"wrote {options.out}" if trained else f"{options.out} is as it was"
     if options.plain:
-        say(f"wrote {options.out}; it judges: mhex-vision evaluate --checkpoint RUN --judge {options.out} ...")
+        say(f"{wrote}; it judges: mhex-vision evaluate --checkpoint RUN --judge {options.out} ...")
     else:
-        say(f"wrote {options.out}; next: mhex-vision explain --checkpoint {options.out} --input FILE --out DIR")
+        say(f"{wrote}; next: mhex-vision explain --checkpoint {options.out} --input FILE --out DIR")
     return 0
+
+
+def _scores(judged: Metrics, data: DataBundle) -> str:
+    """Accuracy and AUC in words; of independent classes also how many images are right as a whole."""
+    by = " of single answers" if data.multi_label else ""
+    shown = f"accuracy{by} {100 * judged.accuracy:.2f} %"
+    if judged.exact_match is not None:
+        shown += f", of whole images {100 * judged.exact_match:.2f} %"
+    return shown if judged.auc is None else f"{shown}, AUC {judged.auc:.4f}"
 
 
 def _fresh_network(options: argparse.Namespace, data: DataBundle) -> MHEXClassifier | PlainClassifier:
@@ -95,7 +116,7 @@ def _fresh_network(options: argparse.Namespace, data: DataBundle) -> MHEXClassif
         asked = [
             flag
             for flag, given in (
-                ("--at", options.at != "all"),
+                ("--at", options.at is not None),
                 ("--no-gate", options.no_gate),
                 ("--freeze-backbone", options.freeze_backbone),
                 ("--classifier", options.classifier != "drop"),
@@ -192,8 +213,11 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
         "images": entries,
         "rejected": rejected,
     }
-    checkpoint.write_text(options.out / JSON_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    say(f"explained {len(entries)} of {len(files)} images; wrote {options.out / JSON_FILE} and an overlay for each")
+    checkpoint.write_text(
+        options.out / JSON_FILE, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
+    overlays_too = " and an overlay for each" if entries else ", which says why"
+    say(f"explained {len(entries)} of {len(files)} images; wrote {options.out / JSON_FILE}{overlays_too}")
     if entries:
         again = f"--checkpoint {quoted(options.checkpoint)} --input {quoted(options.input)}"
         again += f" --methods {quoted(options.method)}" if options.method != "mhex" else ""
@@ -290,8 +314,9 @@ def info(options: argparse.Namespace, say: Say) -> None:
     if options.checkpoint is not None:
         model = MHEXClassifier.from_pretrained(options.checkpoint)
         say(f"{options.checkpoint}:")
-        for line in model.config.to_json().splitlines()[1:-1]:
-            say(f"  {line.strip().rstrip(',')}")
+        for name, value in json.loads(model.config.to_json()).items():
+            for inner, one in value.items() if isinstance(value, dict) else ((None, value),):
+                say(f"  {name if inner is None else f'{name} {inner}'}: {json.dumps(one, ensure_ascii=False)}")
         say(f"  blocks: {', '.join(model.layer_names)}")
         say(f"  parameters: {sum(parameter.numel() for parameter in model.parameters()):,}")
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
-from mhex_core import DeepSupervisionLoss
+from mhex_core import DeepSupervisionLoss, _checks
 from mhex_vision.classifier import ClassifierOutput, MHEXClassifier
 from mhex_vision.data.sets import Batch, DataBundle, ImageSet, keep_batch
 from mhex_vision.progress import bar
@@ -27,15 +27,23 @@ class Metrics:
 
     Attributes:
         loss: Mean cross-entropy of the prediction.
-        accuracy: Share of right predictions; of right yes/no answers where classes are independent.
+        accuracy: Share of right predictions; of right yes/no answers where classes are independent, which is high
+            where most answers are no.
         head_accuracy: The same of each head, shallow to deep.
         images: How many were judged.
+        auc: Mean over classes of the area under the ROC curve of the class against all others; None where no class
+            has one.
+        without_auc: Numbers of the classes that are left out of it, because all images have them or none has.
+        exact_match: Where classes are independent, the share of images all of whose answers are right.
     """
 
     loss: float
     accuracy: float
     head_accuracy: tuple[float, ...]
     images: int
+    auc: float | None = None
+    without_auc: tuple[int, ...] = ()
+    exact_match: float | None = None
 
 
 def evaluate(
@@ -56,12 +64,15 @@ def evaluate(
         batch_size: Images at a time.
         workers: Processes that decode image files.
         progress: Whether a terminal shows a bar.
+
+    Raises:
+        RuntimeError: The loss is no finite number.
     """
     batches = IndexBatches(len(images), batch_size)
     loader = batch_loader(images, batches, workers=workers)
     device = next(model.parameters()).device
     with bar(loader, desc="evaluating", shown=progress) as shown:
-        return metrics_of(tally(model, shown, data, device))
+        return metrics_of(tally(model, shown, data, device), f"the images of {data.name}")
 
 
 class IndexBatches(Sampler[list[int]]):
@@ -96,15 +107,30 @@ def batch_loader(images: ImageSet, batches: IndexBatches, *, workers: int) -> Da
     return DataLoader(images, batch_sampler=batches, collate_fn=cast("Any", keep_batch), num_workers=workers)
 
 
-def tally(network: nn.Module, loader: Iterable[Batch], data: DataBundle, device: torch.device) -> Tensor:
-    """Sums over images: [count, loss, right predictions, right predictions of each head], float64."""
+class Tally(NamedTuple):
+    """What metrics are computed from.
+
+    Attributes:
+        sums: Over images, float64: [count, loss, wholly right, right predictions, right predictions of each head].
+        logits: (N, K), float32.
+        labels: (N,) or (N, K).
+    """
+
+    sums: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+def tally(network: nn.Module, loader: Iterable[Batch], data: DataBundle, device: torch.device) -> Tally:
+    """What a network makes of images, whatever mode it is in."""
     judge = DeepSupervisionLoss(multi_label=data.multi_label, reduction="none")
     was_training = network.training
     network.eval()
     # float64 where there is one; Apple's accelerator has none.
     exact = torch.float32 if device.type == "mps" else torch.float64
     heads_of = len(network.blocks) if isinstance(network, MHEXClassifier) else 0
-    total = torch.zeros(3 + heads_of, dtype=exact, device=device)
+    total = torch.zeros(4 + heads_of, dtype=exact, device=device)
+    kept: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
         for batch in loader:
             images = data.preprocessing.normalize(batch.images.to(device))
@@ -116,27 +142,85 @@ def tally(network: nn.Module, loader: Iterable[Batch], data: DataBundle, device:
             values = [
                 torch.tensor(float(len(labels)), device=device),
                 loss.mean(dim=1).sum() if data.multi_label else loss.sum(),
+                _answers(logits, labels).all(dim=1).float().sum() if data.multi_label else loss.new_zeros(()),
                 *(_right(each, labels, multi_label=data.multi_label) for each in (logits, *heads)),
             ]
             total += torch.stack(values).to(exact)
+            kept.append((logits.float(), labels))
     network.train(was_training)
-    return total
+    if not kept:
+        shape = (0, data.num_classes) if data.multi_label else (0,)
+        kept.append((total.new_zeros(0, data.num_classes, dtype=torch.float32), total.new_zeros(shape)))
+    logits_of, labels_of = zip(*kept, strict=True)
+    return Tally(total, torch.cat(logits_of), torch.cat(labels_of))
+
+
+def _answers(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits > 0) == (labels > 0.5)
 
 
 def _right(logits: Tensor, labels: Tensor, *, multi_label: bool) -> Tensor:
     if multi_label:
-        return ((logits > 0) == (labels > 0.5)).float().mean(dim=1).sum()
+        return _answers(logits, labels).float().mean(dim=1).sum()
     return (logits.argmax(dim=1) == labels).float().sum()
 
 
-def metrics_of(sums: Tensor) -> Metrics:
-    """Means from the sums that `tally` gives, of one process or added up over all."""
-    count, loss, right, *heads = sums.tolist()
+def metrics_of(found: Tally, name: str) -> Metrics:
+    """Metrics of what `tally` found, in one process or added up and joined over all.
+
+    Args:
+        found: The images' sums, logits and labels.
+        name: What the images are called.
+
+    Raises:
+        ValueError: There was no image.
+        RuntimeError: The loss is no finite number.
+    """
+    count, loss, whole, right, *heads = found.sums.tolist()
     if not count:
         raise ValueError("images must hold at least one that can be read, got none")
+    _checks.finite_loss(name, loss / count)
+    auc, without = macro_auc(found.logits, found.labels)
     return Metrics(
         loss=loss / count,
         accuracy=right / count,
         head_accuracy=tuple(head / count for head in heads),
         images=int(count),
+        auc=auc,
+        without_auc=without,
+        exact_match=whole / count if found.labels.ndim == 2 else None,
     )
+
+
+def macro_auc(logits: Tensor, labels: Tensor) -> tuple[float | None, tuple[int, ...]]:
+    """The mean over classes of the area under the ROC curve, each class against all others.
+
+    Args:
+        logits: (N, K).
+        labels: (N,) class numbers, or (N, K) zeros and ones of independent classes.
+
+    Returns:
+        The mean, None where no class has one; and the classes that have none, being those of all images or of none.
+    """
+    from torchmetrics.functional.classification import multilabel_auroc
+
+    # In float64, where a sigmoid does not tie what differs until logits of 36.
+    scores = logits.double().cpu()
+    scores = scores.sigmoid() if labels.ndim == 2 else scores.softmax(dim=1)
+    known = labels.cpu()
+    positive = (known > 0.5) if labels.ndim == 2 else (known.unsqueeze(1) == torch.arange(logits.shape[1]))
+    defined = positive.any(dim=0) & ~positive.all(dim=0)
+    without = tuple(torch.nonzero(~defined).flatten().tolist())
+    columns = int(defined.sum())
+    if not columns:
+        return None, without
+    # One column more: the library refuses a single one, and would say so of data that have two classes.
+    chosen, truth = scores[:, defined], positive[:, defined].long()
+    each = multilabel_auroc(
+        torch.cat((chosen, chosen[:, :1]), dim=1),
+        torch.cat((truth, truth[:, :1]), dim=1),
+        num_labels=columns + 1,
+        average="none",
+        validate_args=False,
+    )
+    return float(each[:columns].mean()), without

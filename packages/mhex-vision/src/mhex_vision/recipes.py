@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 Schedule = Literal["cosine", "constant"]
-Monitor = Literal["accuracy", "loss"]
+Monitor = Literal["accuracy", "loss", "auc"]
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 Augment = Literal["none", "imagenet"]
 
@@ -27,7 +27,8 @@ class Recipe:
         schedule: "cosine" over all steps, or "constant".
         augment: "none", or "imagenet": random resized crop, flip, TrivialAugmentWide (image files only).
         label_smoothing: In [0, 1).
-        monitor: What the best epoch is judged by, on validation images: "accuracy" (ties by loss) or "loss".
+        monitor: What the best epoch is judged by, on validation images: "accuracy" or "auc" (ties by
+            loss), or "loss".
         patience: Epochs without a better one before training stops; None never stops early.
         mixed_precision: "auto" means bf16 on an accelerator that has it, and nothing on a CPU, where it costs time.
     """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 import random
 import time
@@ -25,13 +24,14 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from mhex_core import DeepSupervisionLoss
+from mhex_core import DeepSupervisionLoss, _checks
+from mhex_core.files import remove_partials
 from mhex_core.weights import read_weights
 from mhex_vision import checkpoint
 from mhex_vision.classifier import ClassifierOutput, MHEXClassifier
 from mhex_vision.data.augment import imagenet_augmentation
 from mhex_vision.data.sets import Batch, DataBundle, FolderImages, ImageSet
-from mhex_vision.evaluation import IndexBatches, Metrics, batch_loader, metrics_of, tally
+from mhex_vision.evaluation import IndexBatches, Metrics, Tally, batch_loader, metrics_of, tally
 from mhex_vision.plain import PlainClassifier
 from mhex_vision.progress import bar
 from mhex_vision.recipes import Recipe
@@ -39,6 +39,8 @@ from mhex_vision.recipes import Recipe
 RESUME_FILE = "resume.safetensors"
 LOG_FILE = "log.csv"
 RUN_FILE = "run.json"
+_LOGGED = ("loss", "accuracy", "auc", "exact_match")
+_WRITTEN = (checkpoint.WEIGHTS_FILE, checkpoint.CONFIG_FILE, RESUME_FILE, LOG_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ def train(
 
     Raises:
         ValueError: `out` holds a different or damaged run, or the model has another number of classes than the data.
-        RuntimeError: The loss is no longer finite, or no batch holds two readable images.
+        RuntimeError: A loss, of training, validation or test, is not finite, or no batch holds two readable images.
     """
     if isinstance(model, MHEXClassifier | PlainClassifier):
         if model.config.num_classes != data.num_classes:
@@ -165,6 +167,8 @@ class _Run:
         self.history: list[Epoch] = []
         self.best_epoch = 0
         out.mkdir(parents=True, exist_ok=True)
+        if self.accelerator.is_main_process:
+            remove_partials(out, (*_WRITTEN, RUN_FILE))
         self._claim(overwrite=overwrite)
 
     def finish(self, on_epoch: Callable[[Epoch], None] | None) -> TrainingResult:
@@ -230,12 +234,17 @@ class _Run:
                 self.accelerator.backward(loss)
                 self.prepared_optimizer.step()
                 losses.append(loss.detach())
+                last = batch
         if not losses:
             raise RuntimeError("no batch of training images holds two that can be read, and batch statistics need two")
         mean = float(self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
-        if not math.isfinite(mean):
-            raise RuntimeError(f"the loss of epoch {index + 1} is {mean}; lower the learning rate")
-        validation = None if self.data.validation is None else self._judge(self.data.validation, f"{name}, validation")
+        _checks.finite_loss(f"epoch {index + 1}", mean)
+        if self.data.validation is None:
+            validation = None
+            # No loss was computed after the last step yet, and that step may have been the one too far.
+            self._metrics(tally(self.network, [last], self.data, self.accelerator.device), f"epoch {index + 1}")
+        else:
+            validation = self._judge(self.data.validation, f"{name}, validation")
         return Epoch(
             epoch=index + 1,
             learning_rate=rate,
@@ -254,8 +263,23 @@ class _Run:
         )
         loader = batch_loader(images, batches, workers=self.workers)
         with bar(loader, desc=name, shown=self.accelerator.is_main_process) as shown:
-            sums = tally(self.network, shown, self.data, self.accelerator.device)
-        return metrics_of(cast("Tensor", self.accelerator.reduce(sums, reduction="sum")))
+            found = tally(self.network, shown, self.data, self.accelerator.device)
+        return self._metrics(found, name)
+
+    def _metrics(self, found: Tally, name: str) -> Metrics:
+        """Of what every process has found in its share."""
+        sums = cast("Tensor", self.accelerator.reduce(found.sums, reduction="sum"))
+        logits, labels = self._joined(found.logits), self._joined(found.labels)
+        return metrics_of(Tally(sums, logits, labels), name)
+
+    def _joined(self, rows: Tensor) -> Tensor:
+        """The rows of every process, which may have different numbers of them."""
+        if self.accelerator.num_processes == 1:
+            return rows
+        counts = cast("Tensor", self.accelerator.gather(torch.tensor([len(rows)], device=rows.device)))
+        padded = self.accelerator.gather(self.accelerator.pad_across_processes(rows.contiguous()))
+        parts = cast("Tensor", padded).chunk(len(counts)) if int(counts.max()) else (rows,)
+        return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=False)])
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         device = self.accelerator.device
@@ -267,7 +291,10 @@ class _Run:
             return True
         new, old = epoch.validation, best.validation
         if self.recipe.monitor == "loss":
-            return new.loss < old.loss or math.isnan(old.loss)
+            return new.loss < old.loss
+        if self.recipe.monitor == "auc":
+            # Of validation images that are all of one class there is no area; the loss decides then.
+            return (new.auc or 0.0, -new.loss) > (old.auc or 0.0, -old.loss)
         return (new.accuracy, -new.loss) > (old.accuracy, -old.loss)
 
     def _is_stale(self) -> bool:
@@ -348,12 +375,11 @@ class _Run:
                     test=_metrics_from(result["test"]),
                 )
             return
-        written_here = (checkpoint.WEIGHTS_FILE, checkpoint.CONFIG_FILE, RESUME_FILE, LOG_FILE)
-        if any((self.out / name).exists() for name in written_here) and not overwrite:
+        if any((self.out / name).exists() for name in _WRITTEN) and not overwrite:
             raise ValueError(f"{self.out} holds something else; choose another folder, or allow to overwrite it")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            for name in written_here:
+            for name in _WRITTEN:
                 (self.out / name).unlink(missing_ok=True)
             self._write_log(None)
         self.accelerator.wait_for_everyone()
@@ -389,11 +415,11 @@ class _Run:
         table = csv.writer(text, lineterminator="\n")
         heads = [f"accuracy {name}" for name in names]
         table.writerow(
-            ["epoch", "learning_rate", "train_loss", "validation_loss", "validation_accuracy", "seconds", *heads]
+            ["epoch", "learning_rate", "train_loss", *(f"validation_{name}" for name in _LOGGED), "seconds", *heads]
         )
         for epoch in self.history:
             judged = epoch.validation
-            values = [judged.loss, judged.accuracy] if judged else ["", ""]
+            values = [getattr(judged, name, None) for name in _LOGGED]  # None is an empty cell
             table.writerow(
                 [epoch.epoch, epoch.learning_rate, epoch.train_loss, *values, round(epoch.seconds, 2)]
                 + (list(judged.head_accuracy) if judged else [])
@@ -442,7 +468,10 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _metrics_from(values: dict[str, Any] | None) -> Metrics | None:
-    return None if values is None else Metrics(**{**values, "head_accuracy": tuple(values["head_accuracy"])})
+    if values is None:
+        return None
+    lists = {name: tuple(values[name]) for name in ("head_accuracy", "without_auc")}
+    return Metrics(**{**values, **lists})
 
 
 def _epoch(values: dict[str, Any]) -> Epoch:
