@@ -113,6 +113,17 @@ def test_windows_beside_maps_get_no_block(networks, size, only):
     assert (addition.channels, addition.size) == (3, (size, size))
 
 
+def test_what_is_the_same_for_every_image_is_no_map(networks):
+    """Positions that are computed from a small map of them, as in SAM 2, have the shape of one image's features."""
+
+    def forward(net, x):
+        x = x + net.second(net.first(net.position.expand(-1, -1, *x.shape[2:])))
+        return x + net.third(x)
+
+    (addition,) = surgery.trace(networks.Residue(forward), image_size=16).additions
+    assert addition.ordinal == 1
+
+
 def test_windows_that_a_layer_cuts_are_no_map():
     """MaxViT of torchvision takes one size; here its first map has 8 x 8 windows of 8 x 8 positions."""
     network = models.MaxVit(
@@ -283,16 +294,18 @@ def test_defaults_and_shapes_decide_as_in_a_call(networks, make_images, forward)
 
 def each_row(own, x, features, age, scale):
     rows = [row for row in x.flatten(0, 1)]  # noqa: C416 - as many as there are
-    return own.net(torch.stack(rows).view(x.shape)) if len(x.shape) == 4 else x
+    half = int(x.shape[2] / 2) + float(x.shape[2]) / 2
+    return own.net(torch.stack(rows).view(x.shape)) if len(x.shape) == 4 and half == x.shape[2] else x
 
 
 def test_lengths_are_answered_too(networks, make_images):
     network = Options(networks.shaken(networks.Net()), each_row).eval()
     model = watched(network)
-    images = make_images(1, (24, 8))
+    images = make_images(1, (16, 24))
     assert torch.equal(model(images).logits, network(images))
-    with pytest.raises(ValueError, match="size for which the network takes the way that was traced"):
-        model(make_images(2, (24, 8)))
+    for others in (make_images(2, (16, 24)), make_images(1, (24, 16))):
+        with pytest.raises(ValueError, match="size for which the network takes the way that was traced"):
+            model(others)
 
 
 def test_a_second_input_is_asked_for_in_one_line(networks):

@@ -24,6 +24,23 @@ def timm_model(classes=5, *, distilled=False, **options):
     return kind(num_classes=classes, **(wanted | options))
 
 
+def eva_model(classes=5, **options):
+    pytest.importorskip("timm")
+    from timm.models.eva import Eva
+
+    wanted = {"img_size": SIZE, "patch_size": 7, "embed_dim": 24, "depth": 3, "num_heads": 3, "mlp_ratio": 2}
+    return Eva(num_classes=classes, **(wanted | options))
+
+
+def beit_model(classes=5, **options):
+    pytest.importorskip("timm")
+    from timm.models.beit import Beit
+
+    return Beit(
+        img_size=SIZE, patch_size=7, embed_dim=24, depth=3, num_heads=4, mlp_ratio=2, num_classes=classes, **options
+    )
+
+
 def huggingface_model(name, classes=5, **options):
     transformers = pytest.importorskip("transformers")
     config = getattr(transformers, f"{name.partition('For')[0]}Config")(
@@ -52,6 +69,29 @@ FAMILIES = {
     "timm, no prefix": lambda classes=5: timm_model(classes, global_pool="avg", class_token=False),
     "timm, any size": lambda classes=5: timm_model(classes, dynamic_img_size=True),
     "timm, distilled": lambda classes=5: timm_model(classes, distilled=True),
+    "EVA-02": lambda classes=5: eva_model(
+        classes, use_rot_pos_emb=True, qkv_fused=False, swiglu_mlp=True, scale_mlp=True, scale_attn_inner=True
+    ),
+    "EVA": lambda classes=5: eva_model(classes, global_pool="token", init_values=0.5),
+    "DINOv3": lambda classes=5: eva_model(
+        classes,
+        use_rot_pos_emb=True,
+        use_abs_pos_emb=False,
+        rope_type="dinov3",
+        rope_rotate_half=True,
+        num_reg_tokens=4,
+        init_values=0.5,
+        dynamic_img_size=True,
+        qkv_bias=False,
+        use_fc_norm=False,
+    ),
+    "ViT with mixed rotations": lambda classes=5: eva_model(
+        classes, use_rot_pos_emb=True, rope_type="mixed", attn_type="rope", class_token=False, no_embed_class=True
+    ),
+    "BEiT": lambda classes=5: beit_model(classes, use_rel_pos_bias=True, init_values=0.5),
+    "BEiT, shared places": lambda classes=5: beit_model(
+        classes, use_shared_rel_pos_bias=True, use_abs_pos_emb=True, global_pool="token"
+    ),
     "ViT": lambda classes=5: huggingface_model("ViTForImageClassification", classes),
     "DeiT": lambda classes=5: huggingface_model("DeiTForImageClassification", classes),
     "DeiT with teacher": lambda classes=5: huggingface_model("DeiTForImageClassificationWithTeacher", classes),
@@ -61,9 +101,16 @@ FAMILIES = {
     ),
 }
 PREFIXES = {"timm, registers": 5, "timm, no prefix": 0, "timm, distilled": 2, "DeiT": 2, "DeiT with teacher": 2}
-PREFIXES["DINOv2 with registers"] = 3
-AVERAGED = {"timm, averaged", "timm, no prefix", "DINOv2", "DINOv2 with registers"}
-ANY_SIZE = {"timm, any size", "ViT", "DeiT", "DeiT with teacher", "DINOv2", "DINOv2 with registers"}
+PREFIXES |= {"DINOv2 with registers": 3, "DINOv3": 5, "ViT with mixed rotations": 0}
+ROTATED = {"EVA", "EVA-02", "DINOv3", "ViT with mixed rotations"}
+AVERAGED = {
+    *("EVA-02", "DINOv3", "ViT with mixed rotations", "BEiT"),
+    "timm, averaged",
+    "timm, no prefix",
+    "DINOv2",
+    "DINOv2 with registers",
+}
+ANY_SIZE = {"DINOv3"} | {"timm, any size", "ViT", "DeiT", "DeiT with teacher", "DINOv2", "DINOv2 with registers"}
 
 
 def shaken(model, seed=0):
@@ -109,6 +156,12 @@ def own_logits():
         return getattr(result, "logits", result)
 
     return own
+
+
+@pytest.fixture(scope="session")
+def heads_of():
+    """How many heads the attention has; those that are rotated need an even quarter of their width."""
+    return lambda family: 3 if family in ROTATED else 4
 
 
 @pytest.fixture(scope="session")

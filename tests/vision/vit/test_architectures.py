@@ -11,9 +11,10 @@ from mhex_vision.vit.ungraded import ungraded
 
 def by_hand(model, images, *, weights=False):
     architecture = architecture_of(model)
-    hidden, _ = architecture.embed(model, images)
-    for block in architecture.blocks(model):
-        hidden = hidden + architecture.attend(block, architecture.normalize(block, hidden), weights=weights)[0]
+    hidden, grid = architecture.embed(model, images)
+    for block, places in zip(architecture.blocks(model), architecture.places(model, grid), strict=True):
+        normed = architecture.normalize(block, hidden)
+        hidden = hidden + architecture.attend(block, normed, weights=weights, places=places)[0]
         hidden = hidden + architecture.feed_forward(block, hidden)
     return architecture.classify(model, architecture.features(model, hidden))
 
@@ -69,9 +70,9 @@ def test_names_prefix_grid_and_readout(make_vit, images, family, prefix_of, read
 def test_what_follows_the_blocks_is_what_the_logits_need_besides(make_vit, images, family):
     model = make_vit(family)
     architecture = architecture_of(model)
-    hidden, _ = architecture.embed(model, images)
-    for block in architecture.blocks(model):
-        hidden = hidden + architecture.attend(block, architecture.normalize(block, hidden))[0]
+    hidden, grid = architecture.embed(model, images)
+    for block, places in zip(architecture.blocks(model), architecture.places(model, grid), strict=True):
+        hidden = hidden + architecture.attend(block, architecture.normalize(block, hidden), places=places)[0]
         hidden = hidden + architecture.feed_forward(block, hidden)
     hidden.sum().backward()
     after = {name for name, parameter in model.named_parameters() if parameter.grad is None}

@@ -28,7 +28,7 @@ def rows(images):
     return torch.arange(len(images))
 
 
-def test_what_is_captured(make_vit, own_logits, images, family, prefix_of):
+def test_what_is_captured(make_vit, own_logits, images, family, prefix_of, heads_of):
     model = make_vit(family).double()
     images = images.double()
     captured = capture(model, images)
@@ -38,9 +38,9 @@ def test_what_is_captured(make_vit, own_logits, images, family, prefix_of):
         assert [tuple(tensor.shape) for tensor in tensors] == [(3, n, 24)] * 3
     assert all(torch.equal(a, b) for a, b in zip(captured.inputs[1:], captured.outputs[:-1], strict=True))
     for attention in captured.attentions:
-        assert attention.shape == (3, 4, n, n)
+        assert attention.shape == (3, heads_of(family), n, n)
         assert bool((attention > 0).all())
-        assert_close(attention.sum(dim=-1), torch.ones(3, 4, n).double())
+        assert_close(attention.sum(dim=-1), torch.ones(3, heads_of(family), n).double())
     assert (captured.grid, captured.prefix) == ((4, 4), prefix_of(family))
     assert captured.readout.shape == (n,)
     assert captured.readout.dtype == torch.float64
@@ -194,7 +194,7 @@ def test_the_tail_runs_what_is_read_and_no_more(make_vit, images, family, reads_
     parts, tokens = captured.tail._parts, captured.inputs[-1].shape[1]
     expected = None if reads_patches(family) else 2 if family in ("timm, distilled", "DeiT with teacher") else 1
     assert parts.tokens_read(tokens) == expected
-    run = parts.run(-1, captured.inputs[-1], captured.normed[-1], queries=expected)
+    run = parts.run(-1, captured.inputs[-1], captured.normed[-1], captured.grid, queries=expected)
     assert run.output.shape[1] == (expected or tokens)
     assert_close(run.output, captured.outputs[-1][:, :expected], rtol=1e-4, atol=1e-5)
     assert_close(run.attention, captured.attentions[-1][:, :, :expected], rtol=1e-4, atol=1e-6)

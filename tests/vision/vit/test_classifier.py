@@ -38,7 +38,8 @@ def by_hand(model, images):
     heads, activations = [], []
     for index, name in enumerate(architecture.block_names(backbone)):
         layer = backbone.get_submodule(name)
-        x = stream + architecture.attend(layer, architecture.normalize(layer, stream))[0]
+        places = architecture.places(backbone, (h, w))[index]
+        x = stream + architecture.attend(layer, architecture.normalize(layer, stream), places=places)[0]
         r = architecture.feed_forward(layer, x)
         z = (x[:, prefix:].mean(dim=1) + r[:, prefix:].mean(dim=1)).clamp(min=0)
         hidden = z @ weights[f"{index}.gate.weight"].T

@@ -21,8 +21,8 @@ _FUNCTIONS: dict[Any, int] = {F.conv2d: 1, F.batch_norm: 1, F.linear: 3, F.layer
 def channel_axes(backbone: nn.Module, graph: fx.Graph) -> dict[fx.Node, int]:
     """Which axis of each tensor of four holds its channels: 1 in (B, C, H, W), 3 in (B, H, W, C), 0 where it is no map.
 
-    Images of another size tell (see `record_other_shapes`): the two axes that grow with them are rows and columns. In
-    windows of a map others do, and they are no map.
+    Two images of another size tell (see `record_other_shapes`): the two axes that grow with them are rows and columns.
+    In windows of a map others do, and they are no map.
 
     Of a network that takes one size only, layers know: convolutions and batch statistics read axis 1, linear layers and
     layer norms the last. What changes no shape passes it on, from its source or to its reader, and a permutation moves
@@ -53,8 +53,10 @@ def channel_axes(backbone: nn.Module, graph: fx.Graph) -> dict[fx.Node, int]:
                 axes.setdefault(source, axes[node])
     for node in maps:
         shape, grown = shape_of(node) or (), grown_axes(node)
-        if grown:
-            axes[node] = 1 if grown == [2, 3] else 3 if grown == [1, 2] else 0
+        if grown[:1] != [0] and "other shape" in node.meta:  # the same for every image
+            axes[node] = 0
+        if len(grown) > 1:
+            axes[node] = 1 if grown == [0, 2, 3] else 3 if grown == [0, 1, 2] else 0
             continue
         height, width = shape[1:3] if axes.get(node) == 3 else shape[2:]
         if shape[0] != 1 or height != width:

@@ -24,7 +24,7 @@ from mhex_core import BlockOutput
 from mhex_core.blocks import residual_sum
 from mhex_vision import tracing
 from mhex_vision.layouts import channel_axes, is_of_windows
-from mhex_vision.tracing import grown_axes, shape_of
+from mhex_vision.tracing import ancestors, grown_axes, shape_of, shapes_of
 
 Placement = Literal["all", "downsample", "stage"]
 Block = Callable[..., tuple[Tensor, BlockOutput | None]]
@@ -355,9 +355,9 @@ def _residual_additions(
             continue
         if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
             continue
-        if shape_of(first) != shape or shape_of(second) != shape:
+        if any(shapes_of(operand) != shapes_of(node) for operand in (first, second)):
             continue
-        ways = [_ancestors(operand) for operand in (first, second)]
+        ways = [ancestors(operand) for operand in (first, second)]
         common = ways[0] & ways[1]
         if images not in common:
             continue
@@ -370,7 +370,8 @@ def _residual_additions(
             continue
         axis = axes.get(node)
         shortcut = first if lengths[0] < lengths[1] else second
-        if len(shape) == 3 or axis == 0 or (axis == 3 and not grown_axes(node) and is_of_windows(backbone, shortcut)):
+        windows = axis == 3 and len(grown_axes(node)) < 2 and is_of_windows(backbone, shortcut)
+        if len(shape) == 3 or axis == 0 or windows:
             of_tokens += 1  # or windows of them
             continue
         if axis is None:
@@ -423,18 +424,6 @@ def _operands(node: fx.Node) -> tuple[Any, Any, Any]:
     """What is added, and by what the second is multiplied."""
     named = {**dict(zip(("input", "other"), node.args, strict=False)), **node.kwargs}
     return named["input"], named["other"], named.get("alpha", 1)
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """The node and everything it is computed from."""
-    seen = {node}
-    waiting = [node]
-    while waiting:
-        for parent in waiting.pop().all_input_nodes:
-            if parent not in seen:
-                seen.add(parent)
-                waiting.append(parent)
-    return seen
 
 
 def _is_parametrised(backbone: nn.Module, node: fx.Node) -> bool:

@@ -110,7 +110,7 @@ class _Called(nn.Module):
         return self.network(images)
 
 
-def _require(value: Any, expected: bool | int) -> None:
+def _require(value: Any, expected: bool | float) -> None:
     """What stands in a graph where the network decided by a shape, or counted by one."""
     if type(expected)(value) != expected:
         raise ValueError(
@@ -132,6 +132,13 @@ class _Proxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         return _AttributeProxy(self, name)
 
+    # No __index__: torch asks for it before it sees whether a size is one of these, and every size would be fixed.
+    def __int__(self) -> int:
+        return int(self.tracer.answer(self, int))
+
+    def __float__(self) -> float:
+        return float(self.tracer.answer(self, float))
+
     def __len__(self) -> int:
         return int(self.tracer.answer(self.tracer.create_proxy("call_function", len, (self,), {}), int))
 
@@ -151,7 +158,8 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, probe: Tensor | None = None) -> None:
         super().__init__()
-        self._probe = probe
+        self._probe = None if probe is None else probe.to("meta")
+        self._device = None if probe is None else probe.device
         self._shapes: nn.Module | None = None
         self._values: dict[fx.Node, Any] = {}
         self._answering = False
@@ -172,14 +180,14 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.answer(obj, bool))
 
-    def answer(self, obj: fx.Proxy, kind: type[bool | int]) -> bool | int:
+    def answer(self, obj: fx.Proxy, kind: type[bool | float]) -> bool | float:
         """What a question about shapes gives for the probed images; the graph then requires the same of others."""
         self._answering = True
         try:
             value = None if self._probe is None else self._value(obj.node)
         finally:
             self._answering = False
-        if not isinstance(value, bool | int | torch.Size):
+        if not isinstance(value, int | float | torch.Size):
             return super().to_bool(obj)  # which raises: it depends on what the images show
         answer = kind(len(value) if isinstance(value, torch.Size) else value)
         self.create_node("call_function", _require, (obj.node, answer), {})
@@ -187,24 +195,40 @@ class _Tracer(fx.Tracer):
 
     def _value(self, node: fx.Node) -> Any:
         """What a node gives for the probed images, computed on shapes alone."""
-        if node not in self._values:
-            self._values[node] = self._computed(node)
+        needed = ancestors(node)
+        for step in node.graph.nodes:
+            if step in needed and step not in self._values:
+                self._values[step] = self._computed(step)
         return self._values[node]
 
     def _computed(self, node: fx.Node) -> Any:
         if self._shapes is None:
             self._shapes = copied(self.root).to("meta")
+        target: Any = node.target
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._values.__getitem__)
         if node.op == "placeholder":
             return self._probe
         if node.op == "get_attr":
-            made = vars(self.root).get(str(node.target))  # while tracing, and so not in the copy
-            return operator.attrgetter(str(node.target))(self._shapes) if made is None else made.to("meta")
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
+            made = vars(self.root).get(target)  # while tracing, and so not in the copy
+            return operator.attrgetter(target)(self._shapes) if made is None else made.to("meta")
         if node.op == "call_module":
-            return self._shapes.get_submodule(str(node.target))(*args, **kwargs)
+            return self._shapes.get_submodule(target)(*args, **kwargs)
         if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]  # of a call_function it is a function
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        if target is getattr and args[1] == "device":
+            return self._device
+        return target(*args, **kwargs)
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """The node and everything it is computed from."""
+    seen, waiting = {node}, [node]
+    while waiting:
+        for parent in waiting.pop().all_input_nodes:
+            if parent not in seen:
+                seen.add(parent)
+                waiting.append(parent)
+    return seen
 
 
 def trace_graphs(backbone: nn.Module, *, image_size: int, frozen: bool) -> tuple[fx.Graph, fx.Graph]:
@@ -240,7 +264,7 @@ def _symbolic_trace(backbone: nn.Module, image_size: int) -> fx.Graph:
     name = type(backbone).__name__
     chance = torch.get_rng_state()
     try:
-        graph = _Tracer(probe_of(backbone, image_size).to("meta")).trace(called)
+        graph = _Tracer(probe_of(backbone, image_size)).trace(called)
         if not torch.equal(chance, torch.get_rng_state()):
             raise TraceError(
                 "it draws random numbers that the graph would hold for ever; use nn.Dropout or another module, or "
@@ -347,12 +371,12 @@ def copy_of(graph: fx.Graph) -> fx.Graph:
     return copy
 
 
-def probe_of(backbone: nn.Module, height: int, width: int | None = None) -> Tensor:
-    """Images as the network takes them: noise (1, C, H, W), the same each time."""
+def probe_of(backbone: nn.Module, height: int, width: int | None = None, *, batch: int = 1) -> Tensor:
+    """Images as the network takes them: noise (B, C, H, W), the same each time."""
     first = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
     channels = first.in_channels if first is not None else 3
     parameter = next(backbone.parameters(), None)
-    noise = torch.randn(1, channels, height, width or height, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(batch, channels, height, width or height, generator=torch.Generator().manual_seed(0))
     return noise if parameter is None else noise.to(device=parameter.device, dtype=parameter.dtype)
 
 
@@ -422,12 +446,12 @@ class _Recorder(fx.Interpreter):
 
 
 def record_other_shapes(backbone: nn.Module, graph: fx.Graph, image_size: int) -> None:
-    """Note the shapes for an image of another size, higher than wide, where the network takes one; see `grown_axes`."""
+    """Note the shapes for two images of another size, higher than wide, or of the same one if it must be."""
     other = image_size - 64 if image_size >= 160 else image_size + 64
-    for size in ((other, (other + image_size) // 2), (3 * image_size, 2 * image_size)):
+    for size in ((other, (other + image_size) // 2), (3 * image_size, 2 * image_size), (image_size, image_size)):
         try:
             with modes_kept(backbone), torch.no_grad(), torch.random.fork_rng(devices=[]):
-                record_shapes(backbone.eval(), graph, probe_of(backbone, *size), key="other shape")
+                record_shapes(backbone.eval(), graph, probe_of(backbone, *size, batch=2), key="other shape")
         except Exception:  # noqa: BLE001 - a network that insists on its size tells nothing, in whatever words
             for node in graph.nodes:
                 node.meta.pop("other shape", None)
@@ -440,8 +464,13 @@ def shape_of(node: Any) -> tuple[int, ...] | None:
     return node.meta.get("shape") if isinstance(node, fx.Node) else None
 
 
+def shapes_of(node: fx.Node) -> tuple[tuple[int, ...] | None, ...]:
+    """The shapes of a node's tensor for one image at the probed size, and for two as far as it is known."""
+    return shape_of(node), node.meta.get("other shape")
+
+
 def grown_axes(node: fx.Node) -> list[int]:
-    """The axes whose length depends on the size of the images; none where that is not known."""
+    """The axes whose length depends on the number and the size of the images; none where that is not known."""
     shape, other = shape_of(node), node.meta.get("other shape")
     if shape is None or other is None or len(shape) != len(other):
         return []

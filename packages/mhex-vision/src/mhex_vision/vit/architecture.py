@@ -28,9 +28,9 @@ from torch.nn import functional as F
 Grid = tuple[int, int]
 """h and w: rows and columns of patches."""
 
-# Where a family's classes are defined -> the module here that knows them. A library that a model does not stem from is
+# Where a family's classes are defined -> the modules here that know them. A library that a model does not stem from is
 # never imported.
-_FAMILIES = {"torchvision": "torchvision", "timm": "timm", "transformers": "huggingface"}
+_FAMILIES = {"torchvision": ("torchvision",), "timm": ("timm", "timm_places"), "transformers": ("huggingface",)}
 
 
 class Architecture(ABC):
@@ -70,7 +70,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def attend(
-        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None
+        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None, places: Any = None
     ) -> tuple[Tensor, Tensor | None]:
         """The block's attention.
 
@@ -80,6 +80,7 @@ class Architecture(ABC):
             weights: Whether to hand the weights out. They are then a step of the computation, so that gradients with
                 respect to them can be asked for, and no fused kernel is used.
             queries: How many of the first tokens look at the others; None means that all do. With `weights` only.
+            places: Of `places`, what belongs to this block.
 
         Returns:
             (B, n, C), what is added to the stream, after projection, layer scale, dropout and stochastic depth; and
@@ -124,6 +125,10 @@ class Architecture(ABC):
     def idle(self, model: Any) -> tuple[str, ...]:  # noqa: ARG002
         """The names of parameters that no classification computes with; none, as a rule."""
         return ()
+
+    def places(self, model: Any, grid: Grid) -> tuple[Any, ...]:  # noqa: ARG002
+        """What the attention of each block is told of places, besides what the tokens hold; nothing, as a rule."""
+        return (None,) * len(self.blocks(model))
 
     def blocks(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """The transformer blocks, shallow to deep."""
@@ -178,11 +183,12 @@ def architecture_of(model: nn.Module) -> Architecture | None:
         family = _FAMILIES.get(base.__module__.partition(".")[0])
         if family is None:
             continue
-        known: dict[tuple[str, str], Architecture] = import_module(f"mhex_vision.vit.{family}").ARCHITECTURES
-        architecture = known.get((base.__module__, base.__name__))
-        if architecture is not None:
-            architecture.check(model)
-            return architecture
+        for module in family:
+            known: dict[tuple[str, str], Architecture] = import_module(f"mhex_vision.vit.{module}").ARCHITECTURES
+            architecture = known.get((base.__module__, base.__name__))
+            if architecture is not None:
+                architecture.check(model)
+                return architecture
     return None
 
 

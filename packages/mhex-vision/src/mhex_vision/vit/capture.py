@@ -103,6 +103,7 @@ class Tail:
 
     _parts: Parts
     _heads: tuple[Tensor, ...]
+    _grid: Grid
 
     def normalize(self, hidden: Tensor) -> Tensor:
         """The last block's first normalisation: (N, n, C) to (N, n, C)."""
@@ -120,7 +121,7 @@ class Tail:
         Returns:
             (N, K).
         """
-        run = self._parts.run(-1, hidden, normed, queries=self._parts.tokens_read(hidden.shape[1]))
+        run = self._parts.run(-1, hidden, normed, self._grid, queries=self._parts.tokens_read(hidden.shape[1]))
         heads = tuple(head.to(hidden.device)[rows] for head in self._heads)
         return self._parts.predict(run, heads)
 
@@ -133,7 +134,7 @@ class Tail:
         network = self._parts
         if not network.keeps:
             raise ValueError("features need the model's own classifier, got an MHEXClassifier with classifier='drop'")
-        run = network.run(-1, hidden, normed, queries=network.tokens_read(hidden.shape[1]))
+        run = network.run(-1, hidden, normed, self._grid, queries=network.tokens_read(hidden.shape[1]))
         return network.architecture.features(network.model, run.output)
 
 
@@ -161,15 +162,18 @@ class Parts:
         """The first normalisation of block `index`: (B, n, C)."""
         return self.architecture.normalize(self.layers[index], hidden)
 
-    def run(self, index: int, hidden: Tensor, normed: Tensor, *, queries: int | None = None) -> BlockRun:
-        """Block `index` on what enters it and what its attention reads, both (B, n, C).
+    def run(self, index: int, hidden: Tensor, normed: Tensor, grid: Grid, *, queries: int | None = None) -> BlockRun:
+        """Block `index` on what enters it and what its attention reads, both (B, n, C), of patches in this grid.
 
         With `queries`, the output of the first so many tokens alone, and nothing of the MHEX block.
         """
         prefix = self.architecture.prefix(self.model)
         layer = self.layers[index]
         block = self.blocks[index] if queries is None else None
-        return run_block(self.architecture, layer, hidden, normed, block, prefix, weights=True, queries=queries)
+        places = self.architecture.places(self.model, grid)[index]
+        return run_block(
+            self.architecture, layer, hidden, normed, block, prefix, weights=True, queries=queries, places=places
+        )
 
     def tokens_read(self, tokens: int) -> int | None:
         """How many of the first tokens of the last output the prediction is made of; None means all."""
@@ -228,7 +232,7 @@ def capture(model: nn.Module, images: Tensor, *, graph: bool = True) -> Captured
         for index in range(len(network.layers)):
             inputs.append(hidden)
             normed.append(network.normalize(index, hidden))
-            runs.append(network.run(index, hidden, normed[-1]))
+            runs.append(network.run(index, hidden, normed[-1], grid))
             hidden = runs[-1].output
         heads = tuple(run.mhex.logits for run in runs[:-1] if run.mhex is not None)
         features = architecture.features(network.model, hidden) if network.keeps else None
@@ -245,7 +249,7 @@ def capture(model: nn.Module, images: Tensor, *, graph: bool = True) -> Captured
         readout=readout.to(logits),
         blocks=tuple(run.mhex for run in runs if run.mhex is not None),
         block_names=architecture.block_names(network.model),
-        tail=Tail(_parts=network, _heads=tuple(head.detach() for head in heads)),
+        tail=Tail(_parts=network, _heads=tuple(head.detach() for head in heads), _grid=grid),
     )
 
 

@@ -84,9 +84,10 @@ class HuggingFaceViT(Architecture):
         return normed
 
     def attend(
-        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None
+        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None, places: Any = None
     ) -> tuple[Tensor, Tensor | None]:
         """See `Architecture.attend`."""
+        del places
         attended, shown = _attend(block.attention, normed, weights=weights, queries=queries)
         # In version 4 the dropout is inside.
         return (block.dropout(attended) if hasattr(block, "dropout") else attended), shown
@@ -181,9 +182,10 @@ class HuggingFaceDinov2(HuggingFaceViT):
         return normed
 
     def attend(
-        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None
+        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None, places: Any = None
     ) -> tuple[Tensor, Tensor | None]:
         """See `Architecture.attend`."""
+        del places
         attended, shown = _attend(block.attention, normed, weights=weights, queries=queries)
         return block.drop_path(block.layer_scale1(attended)), shown
 

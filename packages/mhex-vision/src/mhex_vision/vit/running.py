@@ -51,14 +51,14 @@ def compile_forward(architecture: Architecture, places: Mapping[int, int], *, ke
         backbone: nn.Module, images: Tensor, blocks: Sequence[Block]
     ) -> tuple[Any, tuple[BlockOutput | None, ...]]:
         hidden, grid = architecture.embed(backbone, images)
-        prefix = architecture.prefix(backbone)
+        prefix, places_told = architecture.prefix(backbone), architecture.places(backbone, grid)
         outputs: list[BlockOutput | None] = [None] * len(places)
         for index, layer in enumerate(architecture.blocks(backbone)):
             if index > last and not keep_output:
                 break
             normed = architecture.normalize(layer, hidden)
             block = blocks[places[index]] if index in places else None
-            run = run_block(architecture, layer, hidden, normed, block, prefix)
+            run = run_block(architecture, layer, hidden, normed, block, prefix, places=places_told[index])
             hidden = run.output
             if run.mhex is not None:
                 activation = patch_maps(run.mhex.activation, prefix, grid)
@@ -79,6 +79,7 @@ def run_block(
     *,
     weights: bool = False,
     queries: int | None = None,
+    places: Any = None,
 ) -> BlockRun:
     """One transformer block, with or without an MHEX block.
 
@@ -92,8 +93,9 @@ def run_block(
         weights: Whether the attention is wanted.
         queries: How many of the first tokens the output is wanted of; None means all. With `weights` and without an
             MHEX block only.
+        places: What the attention is told of places.
     """
-    added, attention = architecture.attend(layer, normed, weights=weights, queries=queries)
+    added, attention = architecture.attend(layer, normed, weights=weights, queries=queries, places=places)
     shortcut = hidden[:, :queries] + added
     branch = architecture.feed_forward(layer, shortcut)
     if block is None:

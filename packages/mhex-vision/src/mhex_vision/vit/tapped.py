@@ -63,7 +63,7 @@ def logits_through(model: nn.Module, images: Tensor, block: str, change: Callabl
                 if changed.shape != maps.shape:
                     raise ValueError(f"change must give shape {tuple(maps.shape)}, got {tuple(changed.shape)}")
                 normed = torch.cat([normed[:, :prefix], changed.flatten(2).transpose(1, 2).to(normed)], dim=1)
-            run = network.run(index, hidden, normed)
+            run = network.run(index, hidden, normed, grid)
         hidden = run.output
         if run.mhex is not None and index + 1 < len(names):
             heads.append(run.mhex.logits)

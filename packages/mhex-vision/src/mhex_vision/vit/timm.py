@@ -25,7 +25,7 @@ _HOME = "timm.models.vision_transformer"
 _MODEL, _BLOCK = (_HOME, "VisionTransformer"), (_HOME, "Block")
 _DISTILLED = ("timm.models.deit", "VisionTransformerDistilled")
 _ATTENTION = ("timm.layers.attention", "Attention")
-_RUNS = ("forward", "forward_features", "forward_head")
+RUNS = ("forward", "forward_features", "forward_head")
 
 
 class TimmViT(Architecture):
@@ -33,7 +33,7 @@ class TimmViT(Architecture):
 
     def check(self, model: Any) -> None:
         """See `Architecture.check`."""
-        refuse_overridden(model, _MODEL, _RUNS)
+        refuse_overridden(model, _MODEL, RUNS)
         _check_parts(model, self.blocks(model))
 
     def block_names(self, model: Any) -> tuple[str, ...]:
@@ -65,9 +65,10 @@ class TimmViT(Architecture):
         return normed
 
     def attend(
-        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None
+        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None, places: Any = None
     ) -> tuple[Tensor, Tensor | None]:
         """See `Architecture.attend`."""
+        del places
         attention = block.attn
         if not weights:
             return block.drop_path1(block.ls1(attention(normed))), None
@@ -119,7 +120,7 @@ class TimmDistilledViT(TimmViT):
 
     def check(self, model: Any) -> None:
         """See `Architecture.check`."""
-        refuse_overridden(model, _DISTILLED, _RUNS)
+        refuse_overridden(model, _DISTILLED, RUNS)
         if model.distilled_training:
             raise ValueError("model must give one prediction, got one with distilled_training=True")
         _check_parts(model, self.blocks(model))

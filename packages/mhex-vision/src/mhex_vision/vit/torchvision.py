@@ -62,9 +62,10 @@ class TorchvisionViT(Architecture):
         return normed
 
     def attend(
-        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None
+        self, block: Any, normed: Tensor, *, weights: bool = False, queries: int | None = None, places: Any = None
     ) -> tuple[Tensor, Tensor | None]:
         """See `Architecture.attend`."""
+        del places
         attention = block.self_attention
         if not weights:
             return block.dropout(attention(normed, normed, normed, need_weights=False)[0]), None
