@@ -31,7 +31,8 @@ def channel_axes(backbone: nn.Module, graph: fx.Graph) -> dict[fx.Node, int]:
     maps = [node for node in graph.nodes if len(shape_of(node) or ()) == 4]
     axes: dict[fx.Node, int] = {}
     for node in (*maps, *reversed(maps), *maps):
-        source = next((one for one in node.all_input_nodes if len(shape_of(one) or ()) == 4), None)
+        sources = [one for one in node.all_input_nodes if len(shape_of(one) or ()) == 4]
+        source = next(iter(sources), None)
         layer = _axis_of_layer(backbone, node)
         if layer is not None:
             axes.setdefault(node, layer)
@@ -46,11 +47,11 @@ def channel_axes(backbone: nn.Module, graph: fx.Graph) -> dict[fx.Node, int]:
                 axes.setdefault(node, order.index(axes[source]))
             elif node in axes:
                 axes.setdefault(source, order[axes[node]])
-        elif shape_of(source) == shape_of(node) and not _rearranges(node):
-            if source in axes:
-                axes.setdefault(node, axes[source])
-            elif node in axes:
-                axes.setdefault(source, axes[node])
+        elif not _rearranges(node):
+            alike = [node, *(one for one in sources if shape_of(one) == shape_of(node))]
+            known = next((axes[one] for one in alike if one in axes), None)
+            if known is not None:
+                axes.update({one: axes.get(one, known) for one in alike})
     for node in maps:
         shape, grown = shape_of(node) or (), grown_axes(node)
         if grown[:1] != [0] and "other shape" in node.meta:  # the same for every image
@@ -58,8 +59,8 @@ def channel_axes(backbone: nn.Module, graph: fx.Graph) -> dict[fx.Node, int]:
         if len(grown) > 1:
             axes[node] = 1 if grown == [0, 2, 3] else 3 if grown == [0, 1, 2] else 0
             continue
-        height, width = shape[1:3] if axes.get(node) == 3 else shape[2:]
-        if shape[0] != 1 or height != width:
+        readings = {3: shape[1] == shape[2], 1: shape[2] == shape[3]}
+        if shape[0] != 1 or not readings.get(axes.get(node, 0), any(readings.values())):
             axes[node] = 0
     return axes
 
