@@ -59,6 +59,10 @@ def builds(name: str) -> Iterator[tuple[nn.Module, int]]:
 
 def attach(network: nn.Module, side: int) -> dict[str, Any]:
     """Blocks on every addition of a frozen network that keeps its classifier, and whether its bits stay."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():  # zeros, with which a classifier starts, would hide a difference
+                parameter.normal_(std=0.02)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         model = MHEXClassifier.from_backbone(
