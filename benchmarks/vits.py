@@ -75,7 +75,8 @@ class Table:
     def command(self, name: str) -> str:
         """The command without the program."""
         return (
-            f"evaluate --checkpoint {{work}}/{self.network} --judge {{work}}/{self.judge} {self.data} "
+            f"evaluate --checkpoint {{work}}/{self.network} --judge {{work}}/{self.judge} "
+            f"{'--self-judged ' if self.network == self.judge else ''}{self.data} "
             f"--limit {self.limit} --batch-size 32 --methods {','.join(self.methods)} --metrics {self.metrics} "
             f"--out {{work}}/{name}"
         )

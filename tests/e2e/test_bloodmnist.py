@@ -80,6 +80,7 @@ def test_explanations_of_cells_are_measured_side_by_side(run, trained, tmp_path)
     data = ("--data", "bloodmnist", "--root", DATA / "medmnist", "--no-download")
     asked = ("--limit", "128", "--methods", "mhex,random,centre-gaussian", "--metrics", "area_drop,deletion:steps=8")
     # One epoch has to do for both parts here; a judge should be another network.
+    asked += ("--self-judged",)
     shown = run("evaluate", "--checkpoint", trained, "--judge", trained, *data, *asked, "--out", tmp_path)
     assert "128 of 128 images" in shown
     summary = json.loads((tmp_path / "summary.json").read_text())["methods"]

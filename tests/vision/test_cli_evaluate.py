@@ -119,9 +119,13 @@ def test_a_killed_evaluation_goes_on_when_repeated(vision_python, place, tmp_pat
 def test_a_plain_network_is_explained_by_the_rivals_alone(place, tmp_path, capsys):
     pytest.importorskip("pytorch_grad_cam")
     asked = arguments(place, tmp_path / "out", checkpoint=place / "judge", methods="gradcam", metrics="sad", limit="4")
-    assert cli.main(asked) == 0
-    capsys.readouterr()
-    asked = arguments(place, tmp_path / "other", checkpoint=place / "judge", methods="mhex", metrics="sad")
+    assert cli.main(asked) == 1
+    assert "judge must be another network" in capsys.readouterr().err
+    assert cli.main([*asked, "--self-judged"]) == 0
+    assert "the judge is the network that is explained" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["settings"]["self_judged"] is True
+    other = {"checkpoint": place / "judge", "judge": place / "net"}
+    asked = arguments(place, tmp_path / "other", **other, methods="mhex", metrics="sad")
     assert cli.main(asked) == 1
     assert "MHEXClassifier" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """Comparisons of texts: that they go on where they stopped, what they leave alone, and what they refuse."""
 
+import copy
 import json
 import sys
 
@@ -298,6 +299,15 @@ def test_errors_name_the_argument(model, judge, tokenizer, tmp_path, change, err
     asked = {"tokenizer": tokenizer, "judge": judge, "methods": {"wave": wave}, "metrics": ["avg_drop"]} | rest
     with pytest.raises(error, match=message):
         compare(model, change.get("texts", texts), out=tmp_path, **asked)
+
+
+def test_a_model_judges_itself_only_where_that_is_meant(model, tokenizer, tmp_path):
+    asked = {"tokenizer": tokenizer, "methods": {"wave": wave}, "metrics": ["avg_drop"], "out": tmp_path / "out"}
+    for same in (model, copy.deepcopy(model), TextJudge(copy.deepcopy(model), tokenizer)):
+        with pytest.raises(ValueError, match=r"judge must be another network .* got the same weights.*self_judged"):
+            compare(model, make_texts(), judge=same, **asked)
+    assert not (tmp_path / "out").exists()
+    assert compare(model, make_texts(), judge=model, self_judged=True, **asked).settings["self_judged"] is True
 
 
 def test_a_judge_of_other_tokens_or_classes_is_refused(model, judge, tokenizer, tmp_path):

@@ -1,5 +1,6 @@
 """Comparisons: what is measured, that it goes on where it stopped, and what is refused."""
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -383,6 +384,19 @@ def test_errors_name_the_argument(model, judge, data, tmp_path, change, error, m
     asked = {"methods": ["random"], "metrics": ["sad"], "judge": judge, "out": tmp_path} | change
     with pytest.raises(error, match=message):
         compare(model, data.test, data, **asked)
+
+
+def test_a_network_judges_itself_only_where_that_is_meant(model, judge, data, tmp_path):
+    asked = {"methods": ["random"], "metrics": ["sad"], "out": tmp_path / "out"}
+    for same in (model, copy.deepcopy(model)):
+        with pytest.raises(ValueError, match=r"judge must be another network .* got the same weights.*self_judged"):
+            compare(model, data.test, data, judge=same, **asked)
+    assert not (tmp_path / "out").exists()
+    found = compare(model, data.test, data, judge=model, self_judged=True, **asked)
+    assert found.settings["self_judged"] is True
+    assert json.loads(found.to_json())["settings"]["self_judged"] is True
+    other = compare(model, data.test, data, judge=judge, self_judged=True, **(asked | {"out": tmp_path / "other"}))
+    assert other.settings["self_judged"] is False
 
 
 def test_localisation_needs_masks(model, judge, data, tmp_path):

@@ -94,3 +94,23 @@ class Pieces:
 def weights_checksum(network: nn.Module) -> str:
     """Enough to notice that a call is repeated with other weights: 16 hexadecimal digits."""
     return weights_digest(network.state_dict())[:16]
+
+
+def judged_by_itself(model: Mapping[str, Any], judge: Mapping[str, Any], *, self_judged: bool) -> bool:
+    """Whether a network and the one that judges it are the same, by the checksums of their weights.
+
+    Args:
+        model: What is known of the network that is explained, `weights` among it.
+        judge: The same of the judge.
+        self_judged: Whether that is meant.
+
+    Raises:
+        ValueError: They are, and it is not meant.
+    """
+    same = bool(model["weights"] == judge["weights"])
+    if same and not self_judged:
+        raise ValueError(
+            "judge must be another network than the one explained, trained independently, got the same weights; "
+            "a network that judges itself finds its own explanations good (if it is meant, say self_judged)"
+        )
+    return same

@@ -318,6 +318,9 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate.add_argument(
         "--judge", required=True, metavar="RUN", help="the classifier that judges: another one, trained independently"
     )
+    evaluate.add_argument(
+        "--self-judged", action="store_true", help="let the classifier judge itself; else that is refused"
+    )
     _add_data(evaluate.add_argument_group("data"))
     evaluate.add_argument("--split", choices=SPLITS, default="test", help="which texts (default: test)")
     evaluate.add_argument("--limit", type=int, metavar="N", help="the first N texts (default: all)")

@@ -149,6 +149,7 @@ def evaluate(options: argparse.Namespace, say: Say) -> None:
         tokenizer=tokenizer,
         judge=judge,
         judge_tokenizer=other,
+        self_judged=options.self_judged,
         methods=methods,
         metrics=listed(options.metrics),
         out=options.out,
@@ -168,6 +169,8 @@ def evaluate(options: argparse.Namespace, say: Say) -> None:
     write_text(options.out / SUMMARY_JSON, comparison.to_json(summaries))
     write_text(options.out / SUMMARY_MARKDOWN, comparison.to_markdown(summaries))
     say(comparison.to_text(summaries))
+    if comparison.settings.get("self_judged"):
+        say("the judge is the classifier that is explained: these values do not compare methods fairly")
     say(f"{comparison.settings['compared']} texts, means with 95 % bootstrap intervals; wrote {options.out}")
     command = ["mhex-text", "report", "--checkpoint", options.checkpoint, "--data", options.data]
     for name in ("root", "text_column", "pair_column", "label_column"):

@@ -190,15 +190,22 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         return ClassifierOutput(self._predict(own, heads), heads, tuple(block.activation for block in blocks))
 
     def loss(
-        self, *, head_weights: tuple[float, ...] | None = None, label_smoothing: float = 0.0
+        self, *, head_weights: tuple[float, ...] | None = None, label_smoothing: float = 0.0, **weights: Tensor | None
     ) -> DeepSupervisionLoss:
-        """The training loss of this classifier's objective, to be applied to `supervised_logits`."""
+        """The training loss of this classifier's objective, to be applied to `supervised_logits`.
+
+        Args:
+            head_weights: Of each head; None means 1.
+            label_smoothing: In [0, 1].
+            **weights: `weight` and `pos_weight` of the classes, as of `DeepSupervisionLoss`.
+        """
         return DeepSupervisionLoss(
             self.config.objective,
             self.config.decay,
             head_weights,
             label_smoothing=label_smoothing,
             multi_label=self.config.multi_label,
+            **weights,
         )
 
     def supervised_logits(self, output: ClassifierOutput) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ from mhex_vision.recipes import RECIPES
 # modules import torch, and `--help` should not wait for that.
 PLACEMENTS = ("all", "downsample", "stage")
 CLASSIFIERS = ("drop", "keep")
+SAMPLERS = ("shuffled", "balanced")
 MONITORS = ("accuracy", "loss", "auc")
 OBJECTIVES = ("layerwise", "joint")
 ENGINES = ("embedded", "ray")
@@ -146,6 +147,12 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     training.add_argument(
         "--monitor", choices=MONITORS, help="what the best epoch is judged by, instead of the recipe's"
     )
+    training.add_argument(
+        "--class-weights",
+        metavar="balanced|FILE",
+        help="weigh classes in the loss: rare ones more, or as a JSON or CSV file of names and weights says",
+    )
+    training.add_argument("--sampler", choices=SAMPLERS, help="balanced: draw every class as often as any other")
     training.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
     training.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder for checkpoint and log")
     training.add_argument("--overwrite", action="store_true", help="replace another run in that folder")
@@ -304,6 +311,9 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate.add_argument("--checkpoint", required=True, metavar="RUN", help="the network that is explained")
     evaluate.add_argument(
         "--judge", required=True, metavar="RUN", help="the network that judges: another one, trained independently"
+    )
+    evaluate.add_argument(
+        "--self-judged", action="store_true", help="let the network judge itself; else that is refused"
     )
     evaluate.add_argument(
         "--data", required=True, metavar="NAME|FOLDER", help="a 2D MedMNIST set, synthetic-lesions, or a folder"

@@ -24,9 +24,10 @@ from mhex_vision.explainers import parse
 from mhex_vision.explainers.own import OwnSaliency
 from mhex_vision.explaining import explain_by
 from mhex_vision.explanation import Explanation
+from mhex_vision.imbalance import class_weights
 from mhex_vision.plain import PlainClassifier, load_classifier
 from mhex_vision.progress import counter
-from mhex_vision.recipes import RECIPES
+from mhex_vision.recipes import RECIPES, read_class_weights
 from mhex_vision.training import Epoch
 from mhex_vision.training import train as train_model
 
@@ -44,9 +45,12 @@ def train(options: argparse.Namespace, say: Say) -> int:
     """`mhex-vision train`."""
     changes = {
         name: getattr(options, name)
-        for name in ("epochs", "batch_size", "learning_rate", "patience", "monitor")
+        for name in ("epochs", "batch_size", "learning_rate", "patience", "monitor", "sampler")
         if getattr(options, name) is not None
     }
+    if options.class_weights is not None:
+        balanced = options.class_weights == "balanced"
+        changes["class_weights"] = "balanced" if balanced else read_class_weights(options.class_weights)
     recipe = replace(RECIPES[options.recipe], **changes)
     data = load_data(
         options.data, root=options.root, size=options.size, download=not options.no_download, seed=options.seed
@@ -63,6 +67,12 @@ def train(options: argparse.Namespace, say: Say) -> int:
     if isinstance(model, MHEXClassifier):
         say(f"{options.backbone}: {len(model.blocks)} blocks at {', '.join(model.layer_names)}")
 
+    weighed = class_weights(data, recipe)
+    if weighed is not None:
+        what = "weights of positive answers" if data.multi_label else "weights of classes"
+        say(f"{what} in the loss: {', '.join(f'{name} {weight:.4g}' for name, weight in weighed.items())}")
+    if recipe.sampler == "balanced":
+        say("every class is drawn as often as any other, so images of rare classes come several times an epoch")
     trained = False
 
     def report(epoch: Epoch) -> None:
@@ -259,6 +269,7 @@ def evaluate(options: argparse.Namespace, say: Say) -> int:
         images,
         data,
         judge=judge,
+        self_judged=options.self_judged,
         methods=methods,
         metrics=metrics,
         out=options.out,
@@ -275,6 +286,8 @@ def evaluate(options: argparse.Namespace, say: Say) -> int:
         drawing.save_figure(comparison.plot(), options.out / CURVES_FIGURE)
     drawing.save_figure(draw_examples(model, images, data, methods), options.out / EXAMPLES_FIGURE)
     say(comparison.to_text(summaries))
+    if comparison.settings.get("self_judged"):
+        say("the judge is the network that is explained: these values do not compare methods fairly")
     compared, wanted = len(comparison.places), comparison.settings["compared"]
     say(f"{compared} of {wanted} images, means with 95 % bootstrap intervals; wrote {options.out}")
     again = f"--checkpoint {quoted(options.checkpoint)} --data {quoted(options.data)} --split {options.split}"

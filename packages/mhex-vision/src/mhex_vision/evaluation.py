@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
@@ -79,11 +80,20 @@ class IndexBatches(Sampler[list[int]]):
     """Index batches of nearly equal size: a last batch of one image would upset batch statistics.
 
     With a seed, shuffled anew each epoch and padded so that every process has as many; without, in order, each image
-    once over all processes.
+    once over all processes. With chances as well, as many are drawn with these, and put back.
     """
 
-    def __init__(self, count: int, batch_size: int, *, seed: int | None = None, rank: int = 0, world: int = 1) -> None:
-        self.count, self.seed, self.rank, self.world = count, seed, rank, world
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        chances: NDArray[np.float64] | None = None,
+    ) -> None:
+        self.count, self.seed, self.rank, self.world, self.chances = count, seed, rank, world, chances
         self.epoch = 0
         mine = math.ceil(count / world) if seed is not None else len(range(rank, count, world))
         self.batches = max(math.ceil(mine / batch_size), 1) if mine else 0
@@ -95,7 +105,11 @@ class IndexBatches(Sampler[list[int]]):
         if self.seed is None:
             order = np.arange(self.count)
         else:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+            generator = np.random.default_rng([self.seed, self.epoch])
+            if self.chances is None:
+                order = generator.permutation(self.count)
+            else:
+                order = generator.choice(self.count, size=self.count, p=self.chances)
             order = np.resize(order, math.ceil(self.count / self.world) * self.world)
         for part in np.array_split(order[self.rank :: self.world], self.batches) if self.batches else []:
             yield part.tolist()

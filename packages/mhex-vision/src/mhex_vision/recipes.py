@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 Schedule = Literal["cosine", "constant"]
 Monitor = Literal["accuracy", "loss", "auc"]
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 Augment = Literal["none", "imagenet"]
+Order = Literal["shuffled", "balanced"]
 
-_CHOICES = {"schedule": Schedule, "monitor": Monitor, "mixed_precision": MixedPrecision, "augment": Augment}
+_CHOICES = {
+    "sampler": Order,
+    "schedule": Schedule,
+    "monitor": Monitor,
+    "mixed_precision": MixedPrecision,
+    "augment": Augment,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +41,10 @@ class Recipe:
         monitor: What the best epoch is judged by, on validation images: "accuracy" or "auc" (ties by
             loss), or "loss".
         patience: Epochs without a better one before training stops; None never stops early.
+        class_weights: Of each class in the loss of training: "balanced" by the numbers of its images, or a number for
+            each name; where classes are independent, of their positive entries. None weighs all alike.
+        sampler: "shuffled": each image once an epoch; "balanced": as many are drawn, each class as often as any other,
+            images of rare classes several times.
         mixed_precision: "auto" means bf16 on an accelerator that has it, and nothing on a CPU, where it costs time.
     """
 
@@ -43,6 +58,8 @@ class Recipe:
     label_smoothing: float = 0.0
     monitor: Monitor = "accuracy"
     patience: int | None = None
+    class_weights: Literal["balanced"] | Mapping[str, float] | tuple[tuple[str, float], ...] | None = None
+    sampler: Order = "shuffled"
     mixed_precision: MixedPrecision = "auto"
 
     def __post_init__(self) -> None:
@@ -65,6 +82,9 @@ class Recipe:
                 allowed = ", ".join(repr(option) for option in get_args(options))
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
 
+        if self.class_weights is not None and self.class_weights != "balanced":
+            object.__setattr__(self, "class_weights", _weights(self.class_weights))
+
     def learning_rate_at(self, step: int, steps: int) -> float:
         """The learning rate of one of `steps` steps, the first being step 0."""
         if self.schedule == "constant":
@@ -75,6 +95,60 @@ class Recipe:
     def differences(self, other: Recipe) -> list[str]:
         """The names of the settings in which two recipes differ."""
         return [entry.name for entry in fields(self) if getattr(self, entry.name) != getattr(other, entry.name)]
+
+
+def read_class_weights(path: str | Path) -> dict[str, float]:
+    """Weights of classes by name, out of a JSON object or a CSV table of two columns, whose head may be left out.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"class_weights must be 'balanced' or a JSON or CSV file, and there is no file {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            return dict(_weights(json.loads(text, object_pairs_hook=_each_once)))
+        rows = [row for row in csv.reader(text.splitlines(), strict=True) if row]
+        if rows and not _is_number(rows[0][-1]):
+            del rows[0]
+        return dict(_weights(_each_once([(name, float(weight)) for name, weight in rows])))
+    except (ValueError, TypeError, RecursionError, csv.Error) as error:
+        raise ValueError(
+            f"class_weights must be an object of numbers (JSON) or rows of NAME,WEIGHT (CSV), got {path}: {error}"
+        ) from error
+
+
+def _weights(value: Any) -> tuple[tuple[str, float], ...]:
+    if not isinstance(value, Mapping | tuple) or isinstance(value, str):
+        raise TypeError(f"class_weights must be 'balanced', a mapping of names to numbers or None, got {value!r:.60}")
+    found = []
+    for name, weight in dict(value).items():
+        if not isinstance(name, str) or isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise TypeError(f"class_weights must map names to numbers, got {name!r:.60}: {weight!r:.60}")
+        if not 0 < weight < math.inf:
+            raise ValueError(f"class_weights must be above 0 and finite, got {weight!r:.60} for {name!r:.60}")
+        found.append((name, float(weight)))
+    return tuple(found)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} is named twice")
+        found[name] = value
+    return found
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 RECIPES: dict[str, Recipe] = {

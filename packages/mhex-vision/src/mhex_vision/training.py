@@ -32,6 +32,7 @@ from mhex_vision.classifier import ClassifierOutput, MHEXClassifier
 from mhex_vision.data.augment import imagenet_augmentation
 from mhex_vision.data.sets import Batch, DataBundle, FolderImages, ImageSet
 from mhex_vision.evaluation import IndexBatches, Metrics, Tally, batch_loader, metrics_of, tally
+from mhex_vision.imbalance import chances, class_weights
 from mhex_vision.plain import PlainClassifier
 from mhex_vision.progress import bar
 from mhex_vision.recipes import Recipe
@@ -144,11 +145,14 @@ class _Run:
         self.accelerator = _accelerator(_precision(recipe))
         self.data, self.recipe, self.out, self.seed = data, recipe, out, seed
         self.network = model
-        self.loss: _Judge
-        if isinstance(model, MHEXClassifier):
-            self.loss = model.loss(label_smoothing=recipe.label_smoothing)
-        else:
-            self.loss = DeepSupervisionLoss(label_smoothing=recipe.label_smoothing, multi_label=data.multi_label)
+        self.class_weights = class_weights(data, recipe)
+        named = "pos_weight" if data.multi_label else "weight"
+        how: dict[str, Any] = {"label_smoothing": recipe.label_smoothing}
+        if self.class_weights is not None:
+            how[named] = torch.tensor(list(self.class_weights.values()))
+        own = isinstance(model, MHEXClassifier)
+        loss = cast("Any", model).loss(**how) if own else DeepSupervisionLoss(multi_label=data.multi_label, **how)
+        self.loss: _Judge = loss.to(self.accelerator.device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
             raise ValueError("model has no parameter that requires a gradient")
@@ -161,7 +165,8 @@ class _Run:
                 raise ValueError("augment='imagenet' works on image files, and these images are in memory")
             source = source.with_augmentation(imagenet_augmentation(data.preprocessing.size))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        self.batches = IndexBatches(len(source), recipe.batch_size, seed=seed, rank=rank, world=world)
+        drawn = chances(data.train.labels, data.num_classes) if recipe.sampler == "balanced" else None
+        self.batches = IndexBatches(len(source), recipe.batch_size, seed=seed, rank=rank, world=world, chances=drawn)
         self.loader = batch_loader(source, self.batches, workers=workers)
         self.workers = workers
         self.history: list[Epoch] = []
@@ -404,6 +409,7 @@ class _Run:
             "versions": {"torch": torch.__version__, "numpy": np.__version__},
             "threads": torch.get_num_threads(),
             "device": str(self.accelerator.device),
+            "class_weights": self.class_weights,
             "result": None if result is None else asdict(result),
         }
         checkpoint.write_text(self.out / RUN_FILE, json.dumps(record, indent=2) + "\n")

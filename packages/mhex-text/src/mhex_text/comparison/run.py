@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mhex_core import _checks
 from mhex_core.files import write_atomically
-from mhex_core.pieces import Pieces
+from mhex_core.pieces import Pieces, judged_by_itself
 from mhex_core.specs import methods_by_name
 from mhex_text.batch import TokenBatch
 from mhex_text.comparison import parties
@@ -41,6 +41,7 @@ def compare(
     tokenizer: Any,
     judge: nn.Module | TextJudge,
     judge_tokenizer: Any = None,
+    self_judged: bool = False,
     methods: Sequence[str] | Mapping[str, TextExplainer],
     metrics: Sequence[str] = DEFAULT_METRICS,
     out: str | Path,
@@ -63,6 +64,7 @@ def compare(
         tokenizer: The model's own, a fast one. Hidden tokens are replaced by its mask token.
         judge: The model that judges; an independent one, so that no method is judged by its own model.
         judge_tokenizer: The judge's own, which must have the model's vocabulary; None means that it is the model's.
+        self_judged: Whether the judge may be the model itself, which the settings then say.
         methods: Names for `mhex_text.explainers.parse`, or explainers by name.
         metrics: Names of metrics with options, see `parse_metric`.
         out: A folder. Pieces of work are kept there until all are done; a call that was stopped goes on when repeated.
@@ -81,7 +83,8 @@ def compare(
     Raises:
         TypeError: An argument is of another type.
         ValueError: `out` holds another comparison, a name is unknown, the judge reads other tokens or knows other
-            classes than the model, there is no mask token, or a metric needs rationales that are not there.
+            classes than the model or is the model itself without `self_judged`, there is no mask token, or a metric
+            needs rationales that are not there.
     """
     explainers = methods_by_name(methods, parse)
     measures = _measures(metrics)
@@ -93,13 +96,15 @@ def compare(
         raise ValueError("metrics token_f1, token_iou and token_auprc need rationales, and these texts have none")
     replacement = None if all(one.score.needs_rationale for one in measures) else parties.mask_token(tokenizer)
     longest = parties.most_tokens_of_both(model, tokenizer, chosen_judge, max_length)
+    identities = {"model": parties.identity(model), "judge": parties.identity(chosen_judge.model)}
+    itself = judged_by_itself(**identities, self_judged=_checks.flag("self_judged", self_judged))
     settings = {
         "data": chosen.checksum(),
         "texts": len(texts),
         "compared": len(chosen),
         "choose": choose,
-        "model": parties.identity(model),
-        "judge": parties.identity(chosen_judge.model),
+        **identities,
+        "self_judged": itself,
         "tokenizer": parties.tokenizer_checksum(tokenizer),
         "methods": list(explainers),
         "metrics": [one.name for one in measures],

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from mhex_core import _checks
 from mhex_core.files import write_atomically
 from mhex_core.metrics import min_max
-from mhex_core.pieces import Pieces, weights_checksum
+from mhex_core.pieces import Pieces, judged_by_itself, weights_checksum
 from mhex_core.specs import methods_by_name
 from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.comparison.results import Comparison
@@ -45,6 +45,7 @@ def compare(
     data: DataBundle,
     *,
     judge: nn.Module,
+    self_judged: bool = False,
     methods: Sequence[str] | Mapping[str, Explainer],
     metrics: Sequence[str] = DEFAULT_METRICS,
     out: str | Path,
@@ -66,6 +67,7 @@ def compare(
         images: The images, usually `data.test`.
         data: The bundle they belong to. Its preprocessing is used for a network that carries none itself.
         judge: The network that judges; an independent one, so that no method is judged by its own model.
+        self_judged: Whether the judge may be the network itself, which the settings then say.
         methods: Names for `mhex_vision.explainers.parse`, or explainers by name.
         metrics: Names of metrics with options, see `parse_metric`.
         out: A folder. Pieces of work are kept there until all are done; a call that was stopped goes on when repeated.
@@ -80,7 +82,8 @@ def compare(
         The comparison, which is also in `out`/samples.parquet.
 
     Raises:
-        ValueError: `out` holds another comparison, a name is unknown, or a metric needs masks that are not there.
+        ValueError: `out` holds another comparison, a name is unknown, the judge is the network itself without
+            `self_judged`, or a metric needs masks that are not there.
     """
     explainers = explainers_of(methods)
     measures = [parse_metric(metric) for metric in metrics]
@@ -92,13 +95,15 @@ def compare(
         raise ValueError("metrics class_sensitivity and class_sensitivity_least need two classes, and there is one")
     _checks.positive_int("batch_size", batch_size)
     chosen = _choose(len(images), limit, seed)
+    identities = {"model": _identity(model), "judge": _identity(judge)}
+    itself = judged_by_itself(**identities, self_judged=_checks.flag("self_judged", self_judged))
     settings = {
         "data": data.name,
         "images": len(images),
         "chosen": zlib.crc32(chosen.tobytes()),
         "compared": len(chosen),
-        "model": _identity(model),
-        "judge": _identity(judge),
+        **identities,
+        "self_judged": itself,
         "methods": list(explainers),
         "metrics": [measure.name for measure in measures],
         "batch_size": batch_size,
