@@ -190,7 +190,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         return ClassifierOutput(self._predict(own, heads), heads, tuple(block.activation for block in blocks))
 
     def loss(
-        self, *, head_weights: tuple[float, ...] | None = None, label_smoothing: float = 0.0, **weights: Tensor | None
+        self, *, head_weights: tuple[float, ...] | None = None, label_smoothing: float = 0.0, **weights: Any
     ) -> DeepSupervisionLoss:
         """The training loss of this classifier's objective, to be applied to `supervised_logits`.
 
