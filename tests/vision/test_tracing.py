@@ -422,6 +422,11 @@ def test_a_sum_lies_as_it_did(shortcut_first, make_images):
     assert torch.equal(logits, network(images)[0])
 
 
+def test_a_sum_of_heads_promises_nothing(networks, make_images):
+    model = watched(networks.shaken(networks.Net()), objective="joint")
+    assert not torch.equal(model(make_images()).logits, model.backbone(make_images()))
+
+
 def test_a_classifier_that_would_predict_otherwise_is_refused(networks, monkeypatch):
     monkeypatch.setattr(surgery, "residual_sum", lambda branch, gated, **_: branch + gated * 1.01)
     with pytest.raises(ValueError, match=r"must predict what it does without, and is off by 0\.0"):

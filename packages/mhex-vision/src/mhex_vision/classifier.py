@@ -80,7 +80,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             network = instrumentation.examine(backbone, image_size=size, frozen=frozen)
         at = surgery.placement_for(network.additions) if config.at is None else config.at
         config = replace(config, at=at)
-        unchanged = keep and config.freeze_backbone and not config.gate
+        unchanged = keep and config.freeze_backbone and not config.gate and config.objective == "layerwise"
         expected = instrumentation.output_of(backbone, network.image_size) if unchanged else None
         self._additions = surgery.choose(network.additions, at, with_last=not keep)
         surgery.forbid_in_place(backbone)
