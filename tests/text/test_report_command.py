@@ -210,7 +210,7 @@ ERRORS = [
     ("{one} --max-mb nan --out {tmp}/x.html", "--max-mb must be above 0, got nan"),
     ("{one} --methods gmar --beta 0.5 --out {tmp}/x.html", "--beta must go with mhex among --methods, got gmar"),
     ("{one} --methods gmar,gmar --out {tmp}/x.html", "--methods must be at least one, each once"),
-    ("{one} --methods soup --out {tmp}/x.html", "name must be one of mhex, random"),
+    ("{one} --methods soup --out {tmp}/x.html", "--methods must be one of mhex, random"),
     ("{one} --beta 2 --out {tmp}/x.html", "beta must be in [0, 1], got 2"),
     ("{one} --layers many --out {tmp}/x.html", "--layers must be all, or whole numbers"),
     ("--checkpoint {plain} {one} --out {tmp}/x.html", "--checkpoint must hold an MHEX classifier for --methods mhex"),

@@ -120,7 +120,7 @@ def test_a_plain_network_is_explained_by_the_rivals_alone(place, tmp_path, capsy
     pytest.importorskip("pytorch_grad_cam")
     asked = arguments(place, tmp_path / "out", checkpoint=place / "judge", methods="gradcam", metrics="sad", limit="4")
     assert cli.main(asked) == 1
-    assert "judge must be another network" in capsys.readouterr().err
+    assert "--judge must be another network" in capsys.readouterr().err
     assert cli.main([*asked, "--self-judged"]) == 0
     assert "the judge is the network that is explained" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["settings"]["self_judged"] is True
@@ -151,12 +151,12 @@ def test_unreadable_images_are_named_and_the_status_says_so(place, tmp_path, cap
     [
         ({"judge": "nowhere"}, "there is no folder nowhere"),
         ({"data": "synthetic-lesions"}, "--checkpoint must know the classes of synthetic-lesions"),
-        ({"methods": "gradcamel"}, "name must be one of mhex"),
+        ({"methods": "gradcamel"}, "--methods must be one of mhex"),
         ({"methods": "mymaps:nothing"}, "mymaps:nothing"),
-        ({"metrics": "beauty"}, "metric must be one of"),
+        ({"metrics": "beauty"}, "--metrics must be one of"),
         ({"metrics": "iou"}, "need masks"),
         ({"masks": "nowhere"}, "expected a mask nowhere"),
-        ({"limit": "0"}, "limit must be at least 1"),
+        ({"limit": "0"}, "--limit must be at least 1"),
     ],
     ids=str,
 )

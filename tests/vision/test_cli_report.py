@@ -135,7 +135,7 @@ def test_a_plain_network_is_explained_by_other_methods(place, tmp_path, capsys):
         ({"seed": -1}, "--seed must be at least 0, got -1"),
         ({"max_mb": 0}, "--max-mb must be above 0, got 0"),
         ({"max_mb": "nan"}, "--max-mb must be above 0, got nan"),
-        ({"methods": "gradcamel"}, "name must be one of mhex"),
+        ({"methods": "gradcamel"}, "--methods must be one of mhex"),
         ({"methods": "mhex,mhex"}, "each once"),
         ({"methods": "random", "beta": 0.5}, "--beta belongs to the classifier's own saliency"),
         ({"beta": 2}, "beta"),

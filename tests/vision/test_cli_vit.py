@@ -87,7 +87,7 @@ def test_comparing_methods_on_a_plain_vision_transformer(photos, plain, tmp_path
     [
         (["explain", "--checkpoint", "PLAIN", "--method", "mhex"], "is a plain network; choose another --method"),
         (["explain", "--checkpoint", "HEADS", "--method", "cdam", "--beta", "1"], "--beta belongs to"),
-        (["explain", "--checkpoint", "HEADS", "--method", "cdamm"], "name must be one of"),
+        (["explain", "--checkpoint", "HEADS", "--method", "cdamm"], "--method must be one of"),
         (["explain", "--checkpoint", "HEADS", "--method", "cdam:concept=nowhere"], "concept must be a tensor or a"),
         (["train", "--data", "PHOTOS", "--backbone", "HEADS"], "has blocks already; name a run of train --plain"),
         (["train", "--data", "PHOTOS", "--backbone", "PLAIN", "--plain"], "is a run, which blocks can be attached to"),

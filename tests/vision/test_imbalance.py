@@ -183,4 +183,4 @@ def test_the_command_line_takes_and_says_them(tmp_path, capsys, monkeypatch):
     assert "weights of classes in the loss: " in said
     assert "every class is drawn as often as any other" in said
     assert cli.main([*command, "--class-weights", str(tmp_path / "none.json")]) == 1
-    assert "class_weights must be 'balanced' or a JSON or CSV file, and there is no file" in capsys.readouterr().err
+    assert "--class-weights must be 'balanced' or a JSON or CSV file, and there is no file" in capsys.readouterr().err

@@ -60,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mhex-text: interrupted{options.when_interrupted}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, LookupError, TypeError, RuntimeError, OSError, ImportError, MemoryError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"mhex-text: error: {text}", file=sys.stderr)
+        from mhex_core.program import error_line
+
+        print(f"mhex-text: error: {error_line(error, options)}", file=sys.stderr)
         return 1
     return status
 

@@ -6,8 +6,7 @@ import argparse
 import random
 import shlex
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -54,8 +53,6 @@ _OF_EXPLAINING = {
     "rationale_column": None,
 }
 _OF_ARCHIVES = ("doubtful", "predicted")
-# What functions say of their arguments, who gave flags should read of flags.
-_AS_FLAGS = {"archive must": "--archive must", "predicted must": "--predicted must", "max_bytes": "--max-mb"}
 
 
 class Shown(NamedTuple):
@@ -176,35 +173,19 @@ def _of_archive(options: argparse.Namespace, say: Say, complain: Say) -> int:
     # Whoever explains texts needs no pyarrow.
     from mhex_text.bulk.archive_report import choose, page_of
 
-    with _flags_named():
-        archive, chosen = choose(
-            options.archive,
-            samples=options.samples,
-            seed=options.seed,
-            doubtful=options.doubtful,
-            predicted=options.predicted,
-        )
-        page = page_of(
-            archive, chosen, title=options.title, max_bytes=int(options.max_mb * _MEGABYTE), complain=complain
-        )
+    archive, chosen = choose(
+        options.archive,
+        samples=options.samples,
+        seed=options.seed,
+        doubtful=options.doubtful,
+        predicted=options.predicted,
+    )
+    page = page_of(archive, chosen, title=options.title, max_bytes=int(options.max_mb * _MEGABYTE), complain=complain)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     page.save(options.out)
     kind = "" if options.predicted is None else f" predicted to be {options.predicted}"
     _tell_written(page, options, f"{page.samples} of {chosen.among} rows{kind}", say)
     return len(chosen) - page.samples
-
-
-@contextmanager
-def _flags_named() -> Iterator[None]:
-    """What is wrong with an argument, said of the flag that it came from."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        text = str(error)
-        for name, flag in _AS_FLAGS.items():
-            if text.startswith(name):
-                raise ValueError(f"{flag}{text.removeprefix(name)}") from error
-        raise
 
 
 def _methods(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -308,15 +289,14 @@ def _page(
         "texts": what,
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
-    with _flags_named():
-        return report(
-            cast("dict[str, Any]", explained),
-            names=names,
-            labels=labels,
-            title=options.title,
-            about=about,
-            max_bytes=int(options.max_mb * _MEGABYTE),
-        )
+    return report(
+        cast("dict[str, Any]", explained),
+        names=names,
+        labels=labels,
+        title=options.title,
+        about=about,
+        max_bytes=int(options.max_mb * _MEGABYTE),
+    )
 
 
 def _tell(page: ExplorerPage, options: argparse.Namespace, methods: int, shown: Shown, say: Say) -> None:

@@ -71,8 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mhex-vision: interrupted{options.when_interrupted}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, LookupError, TypeError, RuntimeError, OSError, ImportError, MemoryError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"mhex-vision: error: {text}", file=sys.stderr)
+        from mhex_core.program import error_line
+
+        print(f"mhex-vision: error: {error_line(error, options)}", file=sys.stderr)
         return 1
     return status
 

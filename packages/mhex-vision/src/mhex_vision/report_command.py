@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -102,9 +101,7 @@ def _of_archive(options: argparse.Namespace, say: Say, complain: Say) -> int:
     chosen = archive.choose(
         RowChoice(samples=options.samples, seed=options.seed, doubtful=options.doubtful, predicted=options.predicted)
     )
-    page = _fitting(
-        page_of, archive, chosen, title=options.title, max_bytes=int(options.max_mb * _MEGABYTE), complain=complain
-    )
+    page = page_of(archive, chosen, title=options.title, max_bytes=int(options.max_mb * _MEGABYTE), complain=complain)
     _write(page, options, say, asked=len(chosen), methods=1)
     return len(chosen) - page.samples
 
@@ -144,8 +141,7 @@ def _page(
     about: dict[str, str],
     count: int,
 ) -> ExplorerPage:
-    return _fitting(
-        explore,
+    return explore(
         model,
         batches,
         methods,
@@ -155,14 +151,6 @@ def _page(
         about=about,
         max_bytes=int(options.max_mb * _MEGABYTE),
     )
-
-
-def _fitting(make: Callable[..., ExplorerPage], *arguments: Any, **more: Any) -> ExplorerPage:
-    try:
-        return make(*arguments, **more)
-    except ValueError as error:
-        # The page speaks of its argument, and here it is a flag.
-        raise ValueError(str(error).replace("max_bytes", "--max-mb")) from error
 
 
 def _write(page: ExplorerPage, options: argparse.Namespace, say: Say, *, asked: int, methods: int) -> None:
