@@ -385,7 +385,7 @@ ERRORS = [
     ("train --data nowhere --encoder {encoder} --out {tmp}/run", "there is no nowhere"),
     ("train --data ag_news --root {tmp} --encoder {encoder} --out {tmp}/run", "root must hold ag_news/train.csv"),
     ("train --data {data} --encoder {tmp}/none --out {tmp}/run", "{tmp}/none"),
-    ("train --data {data} --encoder {encoder} --out {file}", "{file}"),
+    ("train --data {data} --encoder {encoder} --out {file}", "--out: Not a directory: {file}"),
     (f"{TRAIN} --text-column words", "--text-column must be one of the columns text, label"),
     (f"{TRAIN} --epochs 0", "--epochs must be at least 1, got 0"),
     (f"{TRAIN} --learning-rate nan", "--learning-rate must be at least 0, got nan"),
