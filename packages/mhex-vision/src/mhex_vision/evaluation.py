@@ -216,25 +216,22 @@ def macro_auc(logits: Tensor, labels: Tensor) -> tuple[float | None, tuple[int, 
     Returns:
         The mean, None where no class has one; and the classes that have none, being those of all images or of none.
     """
-    from torchmetrics.functional.classification import multilabel_auroc
-
-    # In float64, where a sigmoid does not tie what differs until logits of 36.
-    scores = logits.double().cpu()
-    scores = scores.sigmoid() if labels.ndim == 2 else scores.softmax(dim=1)
+    # Ranks are all that counts, so independent classes need no sigmoid; in float64 a softmax ties little.
+    scores = (logits if labels.ndim == 2 else logits.double().softmax(dim=1)).cpu().numpy()
     known = labels.cpu()
-    positive = (known > 0.5) if labels.ndim == 2 else (known.unsqueeze(1) == torch.arange(logits.shape[1]))
-    defined = positive.any(dim=0) & ~positive.all(dim=0)
-    without = tuple(torch.nonzero(~defined).flatten().tolist())
-    columns = int(defined.sum())
-    if not columns:
-        return None, without
-    # One column more: the library refuses a single one, and would say so of data that have two classes.
-    chosen, truth = scores[:, defined], positive[:, defined].long()
-    each = multilabel_auroc(
-        torch.cat((chosen, chosen[:, :1]), dim=1),
-        torch.cat((truth, truth[:, :1]), dim=1),
-        num_labels=columns + 1,
-        average="none",
-        validate_args=False,
-    )
-    return float(each[:columns].mean()), without
+    positive = ((known > 0.5) if labels.ndim == 2 else (known.unsqueeze(1) == torch.arange(logits.shape[1]))).numpy()
+    found = [_auc(scores[:, k], positive[:, k]) for k in range(logits.shape[1])]
+    areas = [area for area in found if area is not None]
+    return float(np.mean(areas)) if areas else None, tuple(k for k, area in enumerate(found) if area is None)
+
+
+def _auc(scores: NDArray[Any], positive: NDArray[np.bool_]) -> float | None:
+    """The share of pairs, one image of the class and one not, that are in the right order; equal ones count half."""
+    count = int(positive.sum())
+    others = len(positive) - count
+    if not count or not others:
+        return None
+    # Mann and Whitney: from the ranks, equal scores sharing the mean of theirs.
+    _, place, shared = np.unique(scores, return_inverse=True, return_counts=True)
+    rank = np.cumsum(shared) - (shared - 1) / 2
+    return float((rank[place][positive].sum() - count * (count + 1) / 2) / (count * others))
