@@ -197,13 +197,11 @@ class _Keeper(TrainerCallback):
         """Judge, before the checkpoint is made."""
         self.bar.close()
         run, trainer = self.run, self.trainer
-        loss = float(trainer.accelerator.reduce(torch.stack(trainer.losses).mean(), reduction="mean"))
-        number = len(run.history) + 1
-        _checks.finite_loss(f"epoch {number}", loss)
+        number, mean = len(run.history) + 1, torch.stack(trainer.losses).mean()
+        loss = _checks.finite_loss(f"epoch {number}", float(trainer.accelerator.reduce(mean, reduction="mean")))
         validation = run.judge("validation")
         if validation is None:
-            # No loss was computed after the last step yet, and that step may have been the one too far.
-            run.judge("train", limit=run.recipe.batch_size)
+            run.judge("train", limit=run.recipe.batch_size)  # the last step may have been the one too far
         run.history = (
             *run.history,
             TextEpoch(
