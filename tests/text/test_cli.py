@@ -396,7 +396,7 @@ ERRORS = [
     ("train --data {data} --encoder {encoder} --seed 5 --out {run}", "with another one (data.sha256"),
     ("explain --checkpoint {tmp}/none --input {text}", "there is no folder {tmp}/none"),
     ("explain --checkpoint {nothing} --input {text}", "{nothing}"),
-    ("explain --checkpoint {damaged} --input {text}", "{damaged} is damaged"),
+    ("explain --checkpoint {damaged} --input {text}", "{damaged}/model.safetensors is damaged"),
     ("explain --checkpoint {judge} --input {text}", "--checkpoint must hold an MHEX classifier"),
     ("explain --checkpoint {run}", "give texts with --text, or a file of them with --input"),
     ("explain --checkpoint {run} --input {tmp}/none.txt", "there is no {tmp}/none.txt"),

@@ -76,7 +76,7 @@ def check_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], whe
     refuse("lacks", wanted.keys() - found.keys(), where)
     refuse("has unknown", found.keys() - wanted.keys(), where)
     refuse("has another shape for", (name for name in both if found[name].shape != wanted[name].shape), where)
-    refuse("has other numbers for", (name for name in both if not _alike(found[name], wanted[name])), where, found)
+    refuse("has other numbers for", (name for name in both if unlike(found[name], wanted[name])), where, found)
     check_finite(found, where)
 
 
@@ -104,11 +104,11 @@ def refuse(problem: str, names: Iterable[str], where: str, of: Mapping[str, Tens
         raise ValueError(f"{where} belongs to another network: it {problem} {shown}{more}")
 
 
-def _alike(found: Tensor, wanted: Tensor) -> bool:
+def unlike(found: Tensor, wanted: Tensor) -> bool:
+    """Whether numbers of a file are not of the kind that a network has there: half precision is, integers are not."""
     # Numbers of one byte are scaled by something that is not in the file.
-    return found.dtype == wanted.dtype or (
-        found.is_floating_point() and wanted.is_floating_point() and found.element_size() > 1
-    )
+    fractions = found.is_floating_point() and wanted.is_floating_point() and found.element_size() > 1
+    return found.dtype != wanted.dtype and not fractions
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -45,6 +45,7 @@ from transformers import AutoModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from mhex_core import BlockOutput, MHEXBlock
+from mhex_text.loading import checked
 from mhex_text.running import of_rows
 
 Context = tuple[Tensor | None, ...]
@@ -147,7 +148,8 @@ class Adapter(ABC):
 
     def load(self, name_or_path: str, config: Any) -> Any:
         """A pretrained encoder without a pooler, also out of a checkpoint of a model with a head."""
-        return AutoModel.from_pretrained(name_or_path, config=config, **self._without_pooler(config))
+        chosen = self._without_pooler(config)
+        return checked(AutoModel.from_pretrained, name_or_path, fresh_head=True, config=config, **chosen)
 
     @abstractmethod
     def embed(self, encoder: Any, **inputs: Unpack[EncoderInputs]) -> tuple[Tensor, Context]:

@@ -7,12 +7,10 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from mhex_core.specs import listed, look_here
 from mhex_text import explainers
@@ -23,6 +21,7 @@ from mhex_text.data.unlabelled import UnlabelledTexts, from_lines, read_texts
 from mhex_text.explaining import class_names
 from mhex_text.explanation import Layers
 from mhex_text.history import TextEpoch
+from mhex_text.loading import checked, load_classifier, load_tokenizer
 from mhex_text.modeling import MHEXForSequenceClassification
 from mhex_text.recipes import RECIPES
 from mhex_text.run_files import write_text
@@ -46,7 +45,7 @@ def train(options: argparse.Namespace, say: Say) -> int:
     recipe = replace(RECIPES[options.recipe], **changes)
     bundle = bundle_of(options)
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(options.encoder)
+        tokenizer = load_tokenizer(options.encoder)
         torch.manual_seed(options.seed)
         model = _fresh_model(options, bundle)
     say(f"{bundle.name}: {len(bundle.train)} training texts, {bundle.num_classes} classes")
@@ -89,9 +88,9 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     method, settings = _method(options)
     given = given_texts(options)
-    model = load(options.checkpoint)
+    model = load_classifier(options.checkpoint)
     check_own(options.checkpoint, model, method, "--method")
-    tokenizer = tokenizer_at(options.checkpoint)
+    tokenizer = load_tokenizer(options.checkpoint)
     target = None if options.target is None else _class_index(options.target, class_names(model))
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     for line, reason in given.rejected:
@@ -134,10 +133,10 @@ def evaluate(options: argparse.Namespace, say: Say) -> None:
     texts = getattr(bundle, options.split)
     if texts is None:
         raise ValueError(f"--split: {bundle.name} has no {options.split} texts")
-    model, judge = load(options.checkpoint), load(options.judge)
+    model, judge = load_classifier(options.checkpoint), load_classifier(options.judge)
     for name, network in (("--checkpoint", model), ("--judge", judge)):
         _check_classes(name, network, bundle)
-    tokenizer, other = tokenizer_at(options.checkpoint), tokenizer_at(options.judge)
+    tokenizer, other = load_tokenizer(options.checkpoint), load_tokenizer(options.judge)
     methods = listed(options.methods)
     look_here(methods)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -198,7 +197,7 @@ def info(options: argparse.Namespace, say: Say) -> None:
     say(f"saliency: {status.backend} ({status.reason})")
     say(f"encoders: {', '.join(mhex_text.supported_encoders())}")
     if options.checkpoint is not None:
-        model = load(options.checkpoint)
+        model = load_classifier(options.checkpoint)
         say(f"{options.checkpoint}: {type(model).__name__}")
         say(f"  classes: {', '.join(class_names(model))}")
         if isinstance(model, MHEXForSequenceClassification):
@@ -253,27 +252,9 @@ def _fresh_model(options: argparse.Namespace, bundle: TextBundle) -> PreTrainedM
     ]
     if asked:
         raise ValueError(f"--plain is a classifier without blocks, and {', '.join(asked)} is about blocks")
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        options.encoder, num_labels=bundle.num_classes
-    )
+    plain = AutoModelForSequenceClassification.from_pretrained
+    model: PreTrainedModel = checked(plain, options.encoder, fresh_head=True, num_labels=bundle.num_classes)
     return model
-
-
-def load(place: str) -> Any:
-    """The classifier of a checkpoint.
-
-    Raises:
-        OSError: There is none.
-        ValueError: It is damaged.
-    """
-    # The hub's names have one slash at most; about what is clearly a path it would say nothing helpful.
-    if (place.count("/") > 1 or place.startswith((".", "/", "~"))) and not Path(place).is_dir():
-        raise FileNotFoundError(f"there is no folder {place}")
-    try:
-        with quiet():
-            return AutoModelForSequenceClassification.from_pretrained(place)
-    except SafetensorError as error:
-        raise ValueError(f"{place} is damaged, or not the weights of this network: {error}") from error
 
 
 def check_own(checkpoint: str, model: PreTrainedModel, method: str, flag: str) -> None:
@@ -287,12 +268,6 @@ def check_own(checkpoint: str, model: PreTrainedModel, method: str, flag: str) -
             f"--checkpoint must hold an MHEX classifier for {flag} mhex, got {checkpoint} with a "
             f"{type(model).__name__}; choose another of {flag}, or train one without --plain"
         )
-
-
-def tokenizer_at(place: str) -> Any:
-    """The tokenizer of a checkpoint."""
-    with quiet():
-        return AutoTokenizer.from_pretrained(place)
 
 
 def given_texts(options: argparse.Namespace) -> UnlabelledTexts:

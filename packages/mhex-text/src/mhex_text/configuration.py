@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from transformers import AutoConfig, BertConfig
 
+from mhex_core.weights import SEAL
 from mhex_text.adapters import adapter_for
 
 try:
@@ -59,6 +60,7 @@ class MHEXTextConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # the 
         freeze_backbone: bool = False,
         **settings: Any,
     ) -> None:
+        settings.pop(SEAL, None)  # of the file, and not of the classifier
         labels, names = settings.get("num_labels"), settings.get("id2label")
         if labels is not None and (isinstance(labels, bool) or not isinstance(labels, int)):
             raise TypeError(f"num_labels must be an int, got {type(labels).__name__}")

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, BatchEncoding
+from transformers import BatchEncoding
 
 from mhex_core import SaliencyOptions, _checks, signed_maps
 from mhex_core.attention import attention_received
 from mhex_core.modes import in_evaluation_mode
 from mhex_text.capture import attention_shown
 from mhex_text.explanation import Explanation, Layers, TextExplanation
+from mhex_text.loading import load_tokenizer
 from mhex_text.progress import bar
 
 if TYPE_CHECKING:
@@ -276,7 +277,7 @@ def tokenizer_of(model: PreTrainedModel) -> Any:
     reason = "this model was made in memory"
     if place:
         try:
-            return AutoTokenizer.from_pretrained(place)
+            return load_tokenizer(place)
         except (OSError, ValueError, KeyError) as error:
             reason = f"none was found where the model came from, {place!r} ({_first_line(error)})"
     raise ValueError(f"tokenizer must be given: {reason}; save it beside the model with tokenizer.save_pretrained")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, BatchEncoding, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, BatchEncoding, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mhex_core import DeepSupervisionLoss, MHEXBlock, SaliencyOptions
@@ -22,6 +23,7 @@ from mhex_text.configuration import Layers, MHEXTextConfig, Objective
 from mhex_text.explaining import Texts, explain
 from mhex_text.explanation import Explanation
 from mhex_text.explanation import Layers as ExplainedLayers
+from mhex_text.loading import checked, load_config, seal_checkpoint
 
 
 @dataclass
@@ -131,7 +133,7 @@ class MHEXForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyped
             settings["problem_type"] = "multi_label_classification"
         settings |= {"gate": gate, "freeze_backbone": freeze_backbone, "layers": layers, "objective": objective}
         if isinstance(name_or_path_or_model, str):
-            own_config = AutoConfig.from_pretrained(name_or_path_or_model)
+            own_config = load_config(name_or_path_or_model)
             MHEXTextConfig(own_config, **settings)  # what is wrong shows before the weights are loaded
             encoder = adapter_for(own_config).load(name_or_path_or_model, own_config)
         elif isinstance(name_or_path_or_model, PreTrainedModel):
@@ -147,6 +149,38 @@ class MHEXForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyped
             )
         model = cls(MHEXTextConfig(encoder.config, **settings), encoder)
         return model.train(mode=False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **options: Any) -> Any:
+        """Load what `save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or a name on the Hugging Face hub.
+            *model_args: As the base class takes them.
+            **options: As the base class takes them. Code of the checkpoint's own is never run, nor a pickle read.
+
+        Raises:
+            OSError: There is no such checkpoint, or a file is missing from it.
+            ValueError: A file is damaged, or not what it should be.
+        """
+        return checked(super().from_pretrained, pretrained_model_name_or_path, *model_args, **options)
+
+    def save_pretrained(self, save_directory: Any, *arguments: Any, push_to_hub: bool = False, **options: Any) -> None:
+        """Write config.json, which holds digests of settings and weights, and model.safetensors.
+
+        Args:
+            save_directory: The folder; made if it is not there.
+            *arguments: As the base class takes them.
+            push_to_hub: Whether to upload as well.
+            **options: As the base class takes them.
+        """
+        super().save_pretrained(save_directory, *arguments, **options)
+        if arguments[0] if arguments else options.get("is_main_process", True):
+            seal_checkpoint(Path(save_directory))
+        if push_to_hub:
+            # By way of this method again, into a folder of its own.
+            model: Any = self
+            model.push_to_hub(options.get("repo_id") or Path(save_directory).name, token=options.get("token"))
 
     def forward(
         self,

@@ -21,12 +21,11 @@ from mhex_text.commands import (
     check_own,
     given_texts,
     layers_of,
-    load,
-    tokenizer_at,
 )
 from mhex_text.data import TextBundle, UnreadableTextWarning
 from mhex_text.explaining import class_names
 from mhex_text.explanation import Explanation
+from mhex_text.loading import load_classifier, load_tokenizer
 from mhex_text.reporting import first_words, report
 
 Say = Callable[[str], None]
@@ -83,7 +82,7 @@ def write_report(options: argparse.Namespace, say: Say, complain: Say) -> int:
         return _of_archive(options, say, complain)
     methods = _methods(options)
     shown = (_labelled if options.data is not None else _unlabelled)(options, complain)
-    model, tokenizer = load(options.checkpoint), tokenizer_at(options.checkpoint)
+    model, tokenizer = load_classifier(options.checkpoint), load_tokenizer(options.checkpoint)
     for spec in methods:
         check_own(options.checkpoint, model, spec, "--methods")
     known = class_names(model)

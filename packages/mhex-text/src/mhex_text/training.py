@@ -40,6 +40,7 @@ from mhex_text.accuracy import accuracies
 from mhex_text.batching import LengthGroups, TokenizedTexts
 from mhex_text.data import TextBundle
 from mhex_text.history import TextEpoch, TextMetrics, TextTrainingResult, best_epoch
+from mhex_text.loading import seal_checkpoint
 from mhex_text.modeling import MHEXForSequenceClassification
 from mhex_text.progress import bar
 from mhex_text.recipes import TextRecipe
@@ -415,6 +416,8 @@ class _Run:
         folder = self.checkpoints.folder / _FINAL
         shutil.rmtree(folder, ignore_errors=True)
         self.model.save_pretrained(folder)
+        if not isinstance(self.model, MHEXForSequenceClassification):  # which does so by itself
+            seal_checkpoint(folder)
         self.tokenizer.save_pretrained(folder)
         mode = (folder / CONFIG_FILE).stat().st_mode
         for path in sorted(folder.iterdir()):

@@ -10,22 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-import mhex_text.modeling  # noqa: F401 - makes its classifier known to transformers
 from mhex_core import _checks
-from mhex_text._library import quiet
 from mhex_text.configuration import MHEXTextConfig
 from mhex_text.explaining import most_tokens_of, names_in
+from mhex_text.loading import load_classifier, load_config, load_tokenizer
 
 # What a classifier and its tokenizer are loaded from; a run's log and history decide nothing.
 _DECIDING = (
     "config.json",
     "*.safetensors",
     "*.safetensors.index.json",
-    "pytorch_model*.bin*",
     "tokenizer*",
     "vocab*",
     "merges.txt",
@@ -59,20 +55,15 @@ class Checkpoint:
 
     def tokenizer(self) -> Any:
         """Load the tokenizer."""
-        with quiet():
-            return AutoTokenizer.from_pretrained(self.place, **self._where())
+        return load_tokenizer(self.place, **self._where())
 
     def model(self) -> Any:
         """Load the classifier, in evaluation mode.
 
         Raises:
-            ValueError: Its weights are damaged.
+            ValueError: Its weights are damaged, or not its own.
         """
-        try:
-            with quiet():
-                loaded: Any = AutoModelForSequenceClassification.from_pretrained(self.place, **self._where())
-        except SafetensorError as error:
-            raise ValueError(f"{self.place} is damaged, or not the weights of this network: {error}") from error
+        loaded: Any = load_classifier(self.place, **self._where())
         return loaded.eval()
 
     def target(self, wanted: str | int) -> int:
@@ -115,16 +106,13 @@ def find_checkpoint(place: str | Path, *, max_length: int | None = None, pairs: 
         _checks.positive_int("max_length", max_length)
     folder = Path(place)
     where = str(place)
-    # The hub's names have one slash at most; about what is clearly a path it would say nothing helpful.
-    if not folder.is_dir() and (where.count("/") > 1 or where.startswith((".", "/", "~")) or isinstance(place, Path)):
+    if not folder.is_dir() and isinstance(place, Path):
         raise FileNotFoundError(f"there is no folder {where}")
     if folder.is_dir():
         where = str(folder.resolve())
-    with quiet():
-        commit = None if folder.is_dir() else extract_commit_hash(cached_file(where, "config.json"), None)
-        revision = {} if commit is None else {"revision": commit}
-        config: Any = AutoConfig.from_pretrained(where, **revision)
-        tokenizer = AutoTokenizer.from_pretrained(where, **revision)
+    config: Any = load_config(where)
+    commit = None if folder.is_dir() else extract_commit_hash(cached_file(where, "config.json"), None)
+    tokenizer = load_tokenizer(where, **({} if commit is None else {"revision": commit}))
     if not getattr(tokenizer, "is_fast", False):
         raise TypeError(
             "tokenizer must be a fast tokenizer, which says where a token lies in its text, "
