@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from mhex_core import _checks
+from mhex_core.weights import read_weights
 from mhex_text import explaining
 from mhex_text._library import quiet
 from mhex_text.accuracy import accuracies
@@ -264,7 +264,7 @@ class _Run:
         """Go on from where the files say, to the end."""
         finished = claim(self.out, self.settings, overwrite=overwrite)
         if finished is not None:
-            _load_weights(self.model, self.out / WEIGHTS_FILE)
+            self.model.load_state_dict(read_weights(self.out / WEIGHTS_FILE))
             self._close()
             return finished
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
@@ -292,7 +292,7 @@ class _Run:
         trainer.accelerator.wait_for_everyone()
         self.checkpoints.scan()
         best = best_epoch(self.history)
-        _load_weights(self.model, self.checkpoints.whole[best] / WEIGHTS_FILE)
+        self.model.load_state_dict(read_weights(self.checkpoints.whole[best] / WEIGHTS_FILE))
         result = TextTrainingResult(
             history=self.history,
             best_epoch=best,
@@ -485,10 +485,6 @@ def _blocks(config: Any) -> dict[str, Any]:
 
 def _plain(model: PreTrainedModel) -> dict[str, Any]:
     return {"encoder": model.config.model_type, "plain": type(model).__name__}
-
-
-def _load_weights(model: PreTrainedModel, path: Path) -> None:
-    model.load_state_dict(load_file(path))
 
 
 @contextlib.contextmanager
