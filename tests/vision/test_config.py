@@ -28,7 +28,7 @@ def test_settings_survive_json():
     defaults = [field for field in dataclasses.fields(config) if field.default is not dataclasses.MISSING]
     assert all(getattr(config, field.name) != field.default for field in defaults)
     assert MHEXConfig.from_json(config.to_json()) == config
-    assert MHEXConfig.from_json(MHEXConfig(backbone=None, num_classes=1).to_json()).backbone is None
+    assert MHEXConfig.from_json(MHEXConfig(backbone=None, num_classes=2).to_json()).backbone is None
 
 
 def test_a_setting_that_an_older_file_lacks_has_its_default():
@@ -38,7 +38,7 @@ def test_a_setting_that_an_older_file_lacks_has_its_default():
 
 def test_it_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        MHEXConfig(backbone=None, num_classes=1).gate = False
+        MHEXConfig(backbone=None, num_classes=2).gate = False
 
 
 BAD_SETTINGS = [

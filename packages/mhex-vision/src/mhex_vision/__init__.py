@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mhex_vision.evaluation import Metrics, evaluate
     from mhex_vision.explaining import explain_by
     from mhex_vision.explanation import Explanation
+    from mhex_vision.outputs import TwoClasses
     from mhex_vision.plain import PlainClassifier, load_classifier
     from mhex_vision.recipes import RECIPES, Recipe
     from mhex_vision.reporting import report
@@ -31,6 +32,7 @@ __all__ = [
     "Preprocessing",
     "Recipe",
     "TrainingResult",
+    "TwoClasses",
     "evaluate",
     "explain_by",
     "load_classifier",
@@ -52,6 +54,7 @@ _HOMES = {
     "RECIPES": "recipes",
     "Recipe": "recipes",
     "TrainingResult": "training",
+    "TwoClasses": "outputs",
     "evaluate": "evaluation",
     "explain_by": "explaining",
     "load_classifier": "plain",

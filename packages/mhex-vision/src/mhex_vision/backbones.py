@@ -131,6 +131,8 @@ def set_num_classes(backbone: nn.Module, traced: TracedNetwork, num_classes: int
     Raises:
         ValueError: The network's output is not (B, K) or does not come from an `nn.Linear`.
     """
+    if traced.output_shape in ((1,), (1, 1)) and num_classes == 2:
+        return False  # one logit for two classes
     if traced.output_shape is None or len(traced.output_shape) != 2:
         raise ValueError(
             f"classifier='keep' needs a backbone that returns one (B, K) tensor, and this one returns "

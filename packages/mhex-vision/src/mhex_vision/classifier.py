@@ -28,7 +28,7 @@ from mhex_core import (
 )
 from mhex_core.attention import attention_received
 from mhex_core.modes import in_evaluation_mode
-from mhex_vision import backbones, checkpoint, instrumentation, surgery, tracing
+from mhex_vision import backbones, checkpoint, instrumentation, outputs, surgery, tracing
 from mhex_vision.config import Classifier, MHEXConfig, Objective
 from mhex_vision.deployment import DeployedClassifier
 from mhex_vision.explanation import Explanation
@@ -86,6 +86,13 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         surgery.forbid_in_place(backbone)
         self.config = config
         self.backbone = backbone
+        self._ending = network.ending if keep else "logits"
+        independent = {"softmax": False, "sigmoid": True}.get(self._ending, config.multi_label)
+        if independent != config.multi_label and not (self._ending == "sigmoid" and config.num_classes == 2):
+            raise ValueError(
+                f"multi_label must be {independent} for {type(backbone).__name__}, which ends in a {self._ending}, got "
+                f"{config.multi_label}"
+            )
         self._adopt(network.compile(backbone, self._additions, keep_output=keep))
         like = next(backbone.parameters())
         self.blocks = nn.ModuleList(
@@ -99,6 +106,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             backbone.requires_grad_(requires_grad=False)
         self.train()
         if expected is not None:
+            expected = outputs.own_logits(expected, self._ending, config.num_classes)
             instrumentation.check_unchanged(expected, self, backbone, network.image_size)
 
     @classmethod
@@ -177,7 +185,10 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             multi_label=multi_label,
             image_size=image_size,
         )
-        return cls(config, backbone)
+        model = cls(config, backbone)
+        if model._ending != "logits":
+            outputs.say_probabilities(backbone, model._ending)
+        return model
 
     def forward(self, images: Tensor) -> ClassifierOutput:
         """Classify.
@@ -411,14 +422,25 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             yield block
 
     def _adopt(self, compiled: instrumentation.Compiled) -> None:
-        self._evaluate, self._train = compiled.evaluate, compiled.train
+        self._evaluate, self._train = (self._with_own_logits(one) for one in (compiled.evaluate, compiled.train))
         if self.config.classifier == "drop":
             surgery.drop_unused(self.backbone, compiled.used)
 
+    def _with_own_logits(self, forward: surgery.CompiledForward) -> surgery.CompiledForward:
+        if self.config.classifier == "drop":
+            return forward
+        ending, classes = self._ending, self.config.num_classes
+
+        def read(backbone: nn.Module, images: Tensor, blocks: Any) -> tuple[Any, tuple[BlockOutput | None, ...]]:
+            own, given = forward(backbone, images, blocks)
+            return outputs.own_logits(own, ending, classes), given
+
+        return read
+
     def _run(self, images: Tensor) -> tuple[Tensor | None, tuple[BlockOutput, ...]]:
         forward = self._train if self.backbone.training else self._evaluate
-        own, outputs = forward(self.backbone, images, self.blocks)  # type: ignore[arg-type]  # ModuleList is indexable
-        return own, tuple(output for output in outputs if output is not None)
+        own, given = forward(self.backbone, images, self.blocks)  # type: ignore[arg-type]  # ModuleList is indexable
+        return own, tuple(output for output in given if output is not None)
 
     def _attends(self, wanted: bool | None) -> bool:
         """Whether evidence is multiplied by attention."""

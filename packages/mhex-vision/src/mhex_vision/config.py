@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from mhex_core.weights import SEAL, kind_of
 from mhex_vision.data import Preprocessing
+from mhex_vision.outputs import ONE_LOGIT
 from mhex_vision.surgery import Placement
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class MHEXConfig:
         for name in ("gate", "freeze_backbone", "multi_label"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+        if self.num_classes == 1 and not self.multi_label:
+            raise ValueError(f"num_classes must be at least 2 where classes exclude each other, got 1; {ONE_LOGIT}")
         for name, options in _CHOICES.items():
             if getattr(self, name) not in get_args(options) and not (name == "at" and self.at is None):
                 allowed = ", ".join(repr(option) for option in get_args(options))

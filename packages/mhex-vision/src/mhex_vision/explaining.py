@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mhex_core import _checks
 from mhex_core.modes import in_evaluation_mode
+from mhex_vision import outputs
 from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.explainers import Explainer, explainer, parse
 from mhex_vision.explainers.own import OwnSaliency
@@ -83,13 +84,11 @@ def predicted(model: nn.Module, images: Tensor) -> Tensor:
         ValueError: The model does not give (B, K) logits.
     """
     with torch.no_grad(), in_evaluation_mode(model):
-        output = model(images)
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"model must give logits of shape ({len(images)}, K), got {came}")
-        multi_label = isinstance(model, MHEXClassifier | PlainClassifier) and model.config.multi_label
-        return wide(logits).sigmoid() if multi_label else wide(logits).softmax(dim=1)
+        output, multi_label = model(images), outputs.is_multi_label(model)
+        logits = outputs.class_logits(output, len(images), multi_label=multi_label)
+    if not multi_label:
+        outputs.say_what_looks_like_probabilities(model, outputs.logits_in(output))
+    return wide(logits).sigmoid() if multi_label else wide(logits).softmax(dim=1)
 
 
 def _chosen(method: str | Explainer, options: dict[str, Any]) -> tuple[str, Explainer]:

@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import fx, nn
 
 from mhex_vision import backbones, surgery, tracing
+from mhex_vision.outputs import Ending, logits_in
 from mhex_vision.surgery import CompiledForward, ResidualAddition, TracedNetwork
 from mhex_vision.vit.architecture import Architecture, architecture_of
 from mhex_vision.vit.running import compile_forward
@@ -37,6 +38,10 @@ class Examined(Protocol):
     @property
     def additions(self) -> tuple[ResidualAddition, ...]:
         """Its residual additions, shallow to deep."""
+
+    @property
+    def ending(self) -> Ending:
+        """What the network's own classifier ends in."""
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -111,11 +116,11 @@ def _leave_observers(backbone: nn.Module, image_size: tuple[int, int]) -> None:
             return
 
 
-def output_of(backbone: nn.Module, image_size: tuple[int, int]) -> object:
+def output_of(backbone: nn.Module, image_size: tuple[int, int]) -> Any:
     """What a network gives in evaluation mode for the images it is probed with."""
     with tracing.modes_kept(backbone), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return backbone.eval()(tracing.probe_of(backbone, *image_size))
+        return logits_in(backbone.eval()(tracing.probe_of(backbone, *image_size)))
 
 
 def check_unchanged(expected: object, model: nn.Module, backbone: nn.Module, image_size: tuple[int, int]) -> None:
@@ -164,6 +169,10 @@ class _Traced:
     def additions(self) -> tuple[ResidualAddition, ...]:
         return self.network.additions
 
+    @property
+    def ending(self) -> Ending:
+        return self.network.ending
+
     def set_num_classes(self, backbone: nn.Module, num_classes: int) -> bool:
         return backbones.set_num_classes(backbone, self.network, num_classes)
 
@@ -191,6 +200,7 @@ class _Transformer:
     architecture: Architecture
     additions: tuple[ResidualAddition, ...]
     image_size: tuple[int, int]
+    ending: Ending = "logits"
 
     @classmethod
     def of(cls, architecture: Architecture, backbone: nn.Module) -> _Transformer:

@@ -18,6 +18,7 @@ from mhex_vision import backbones, checkpoint, instrumentation
 from mhex_vision.classifier import MHEXClassifier
 from mhex_vision.config import checked_class_names, checked_preprocessing, settings_of
 from mhex_vision.data import Preprocessing
+from mhex_vision.outputs import ONE_LOGIT
 
 FORMAT_KEY = "mhex_vision_plain_format"
 FORMAT_VERSION = 1
@@ -45,7 +46,8 @@ class PlainConfig:
         if not isinstance(self.backbone, str):
             raise TypeError(f"backbone must be a name, got {type(self.backbone).__name__}")
         _checks.positive_int("num_classes", self.num_classes)
-        _checks.flag("multi_label", self.multi_label)
+        if self.num_classes == 1 and not _checks.flag("multi_label", self.multi_label):
+            raise ValueError(f"num_classes must be at least 2 where classes exclude each other, got 1; {ONE_LOGIT}")
         object.__setattr__(self, "class_names", checked_class_names(self.class_names, self.num_classes))
         checked_preprocessing(self.preprocessing)
 

@@ -24,6 +24,7 @@ from mhex_core import BlockOutput
 from mhex_core.blocks import residual_sum
 from mhex_vision import tracing
 from mhex_vision.layouts import channel_axes, is_of_windows
+from mhex_vision.outputs import Ending, ending_of_graph
 from mhex_vision.tracing import ancestors, grown_axes, shape_of, shapes_of
 
 Placement = Literal["all", "downsample", "stage"]
@@ -75,6 +76,7 @@ class TracedNetwork:
     additions: tuple[ResidualAddition, ...]
     output_shape: tuple[int, ...] | None
     last_layer: str | None
+    ending: Ending
 
 
 def trace(backbone: nn.Module, *, image_size: int = 224, frozen: bool = False) -> TracedNetwork:
@@ -111,7 +113,8 @@ def trace(backbone: nn.Module, *, image_size: int = 224, frozen: bool = False) -
         )
     result = _output_node(evaluation).args[0]
     shape = shape_of(result) if isinstance(result, fx.Node) else None
-    return TracedNetwork(evaluation, training, matched, shape, _last_parametrised(backbone, evaluation))
+    ending = ending_of_graph(backbone, evaluation)
+    return TracedNetwork(evaluation, training, matched, shape, _last_parametrised(backbone, evaluation), ending)
 
 
 def _with_training(

@@ -22,6 +22,8 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
 from torch.nn import functional as F
 
+from mhex_vision.outputs import logits_in
+
 ROUNDING = 1e-4  # of the largest value: what rounding in another order may change
 _NETWORK = "network"  # the attribute of `_Called`, and so the first part of the names that fx gives
 
@@ -107,7 +109,7 @@ class _Called(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Any:
-        return self.network(images)
+        return logits_in(self.network(images))
 
 
 def _require(value: Any, expected: bool | float) -> None:
@@ -394,7 +396,7 @@ def propagate_shapes(backbone: nn.Module, graph: fx.Graph, image_size: int) -> N
             torch.manual_seed(0)
             traced = record_shapes(backbone, graph, probe)
             torch.manual_seed(0)
-            own = backbone(probe)
+            own = logits_in(backbone(probe))
         except Exception as error:
             raise ValueError(
                 f"backbone {name} does not take images of shape {tuple(probe.shape)}: "

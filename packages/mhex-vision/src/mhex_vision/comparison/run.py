@@ -209,7 +209,7 @@ class _Run:
         for_model = self.preprocessing.normalize(resized(batch.images, self.preprocessing.size).to(self.device))
         others: dict[OtherClass, Tensor] = {}
         if self.others and len(kept):
-            logits = Judge(self.model).logits(for_model)
+            logits = Judge(self.model, multi_label=self.data.multi_label).logits(for_model)
             others = {which: _other_class(logits, target, which) for which in self.others}
         return _Prepared(
             places=kept,

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from mhex_core import BlockOutput
 from mhex_core.modes import in_evaluation_mode
 from mhex_vision.classifier import MHEXClassifier
+from mhex_vision.outputs import class_logits, is_multi_label
 from mhex_vision.vit.tapped import block_names, logits_through
 
 
@@ -76,10 +77,7 @@ class LogitsView(nn.Module):
         return wide(self._checked(self.network(images.to(self._dtype)), images))
 
     def _checked(self, output: object, images: Tensor) -> Tensor:
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
-            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"model must give logits of shape ({images.shape[0]}, K), got {came}")
+        logits = class_logits(output, images.shape[0], multi_label=is_multi_label(self.network))
         for extreme in (self._lowest, self._highest):
             if not 0 <= extreme < logits.shape[1]:
                 raise ValueError(f"targets must lie in [0, {logits.shape[1] - 1}], got {extreme}")

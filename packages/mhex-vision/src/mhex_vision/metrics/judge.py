@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from mhex_core import _checks
 from mhex_core.modes import in_evaluation_mode
-from mhex_vision.classifier import ClassifierOutput
+from mhex_vision.outputs import class_logits
 
 
 class Judge:
     """How probable a network finds a class. It may be another than the one explained, and usually should be.
 
     Args:
-        model: Takes (B, 3, H, W) and gives (B, K) logits, or a `ClassifierOutput`. A module is in evaluation mode for
-            each call, and in its own mode again afterwards.
+        model: Takes (B, 3, H, W) and gives (B, K) logits, by themselves or as `logits` of what it returns. A module is
+            in evaluation mode for each call, and in its own mode again afterwards.
         multi_label: Whether classes are independent of each other (sigmoid instead of softmax).
         batch_size: Images at a time, however many are asked about.
     """
@@ -69,11 +69,7 @@ class Judge:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _some(self, images: Tensor) -> Tensor:
-        output = self.model(images)
-        logits = output.logits if isinstance(output, ClassifierOutput) else output
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
-            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"model must give logits of shape ({images.shape[0]}, K), got {came}")
+        logits = class_logits(self.model(images), images.shape[0], multi_label=self.multi_label)
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
