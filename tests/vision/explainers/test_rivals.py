@@ -112,6 +112,51 @@ def test_grad_cam_of_a_plain_network(make, make_plain, make_images, layer, inpla
         assert_close(make("gradcam")(network, images, targets), expected, rtol=0, atol=1e-4)
 
 
+class Mixer(nn.Module):
+    """One linear map over channels, of (B, C, h, w) by a convolution or of (B, h, w, C) by a linear layer."""
+
+    def __init__(self, channels, last, norm):
+        super().__init__()
+        self.last = last
+        self.stem = nn.Conv2d(3, channels, 3, padding=1, stride=2)
+        weight, bias = torch.randn(channels, channels), torch.randn(channels)
+        mix = nn.Linear(channels, channels) if last else nn.Conv2d(channels, channels, 1)
+        mix.weight.data, mix.bias.data = weight.reshape(mix.weight.shape), bias
+        self.mix = nn.Sequential(mix, nn.LayerNorm(channels)) if norm else mix
+        self.fc = nn.Linear(channels, 3)
+
+    def forward(self, images):
+        features = self.stem(images)
+        features = self.mix(features.permute(0, 2, 3, 1) if self.last else features)
+        return self.fc(F.gelu(features).mean(dim=(1, 2) if self.last else (2, 3)))
+
+
+@pytest.mark.parametrize("name", ["gradcam", "gradcam++", "layercam", "scorecam", "eigencam"])
+@pytest.mark.parametrize(("channels", "size"), [(5, (16, 12)), (5, (16, 16)), (8, (16, 16)), (12, (24, 16))])
+def test_maps_with_their_channels_last_are_read_by_channel(make, make_images, name, channels, size):
+    """Every method gives what it gives the same network with (B, C, h, w), also with as many channels as rows."""
+    networks = []
+    for last in (True, False):
+        torch.manual_seed(0)
+        networks.append(Mixer(channels, last, norm=False).eval())
+    images, targets = make_images(2, size), torch.tensor([2, 1])
+    assert_close(networks[0](images), networks[1](images))
+    last, first = (make(name, layer="mix")(network, images, targets) for network in networks)
+    assert first.amax() > 0.5
+    assert_close(last, first, atol=1e-4, rtol=1e-4)
+    assert_close(make(name)(networks[0], images, targets), last)  # it is the deepest, too
+
+
+def test_grad_cam_of_normalised_channels_by_hand(make, make_images):
+    torch.manual_seed(0)
+    network, images, targets = Mixer(6, last=True, norm=True).eval(), make_images(2, (16, 16)), torch.tensor([2, 1])
+    features = network.mix(network.stem(images).permute(0, 2, 3, 1)).detach().requires_grad_()
+    logits = network.fc(F.gelu(features).mean(dim=(1, 2)))
+    (gradients,) = torch.autograd.grad(logits.gather(1, targets.unsqueeze(1)).sum(), features)
+    expected = grad_cam(features.permute(0, 3, 1, 2), gradients.permute(0, 3, 1, 2), (16, 16)).squeeze(1)
+    assert_close(make("gradcam", layer="mix")(network, images, targets), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["gradcam", "scorecam"])
 @pytest.mark.parametrize("kind", ["mhex", "plain"])
 def test_an_unknown_layer_is_answered_with_the_known_ones(make, make_classifier, make_plain, make_images, name, kind):
@@ -129,7 +174,7 @@ def test_an_unknown_layer_is_answered_with_the_known_ones(make, make_classifier,
     [
         ("relu", "layer must be run once in a forward pass, got 'relu', which is run more often"),
         ("unused", "layer must be run in every forward pass, got 'unused', which is not"),
-        ("fc", r"layer must give a feature map \(B, C, h, w\), got 'fc', which gives shape \(1, 3\)"),
+        ("fc", r"layer must give a feature map \(B, C, h, w\) or \(B, h, w, C\), got 'fc', which gives shape \(1, 3\)"),
     ],
 )
 def test_a_layer_one_cannot_look_at(make, make_plain, make_images, layer, message):

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from mhex_vision.tracing import grown_axes, shape_of
@@ -84,6 +84,30 @@ def is_of_windows(backbone: nn.Module, node: fx.Node) -> bool:
     images = torch.arange(math.prod(shape), dtype=torch.float32).view(shape)
     given, named = fx.map_arg((node.args, node.kwargs), lambda _: images)
     return not torch.equal(module(*given, **named), images.permute(0, 2, 3, 1))
+
+
+def axis_of_output(module: nn.Module, features: Tensor, image_size: tuple[int, int]) -> int:
+    """Which axis of what a module gives, of four, holds its channels: 1 or 3.
+
+    Rows and columns of a map are to each other as those of the image. Where that holds of both pairs of axes, or of
+    neither, the module's last layer tells, see `channel_axes`.
+    """
+    shape = tuple(features.shape)
+    fitting = [axis for axis, (h, w) in ((1, shape[2:]), (3, shape[1:3])) if _is_scaled(h, w, image_size)]
+    if len(fitting) == 1:
+        return fitting[0]
+    for layer in reversed(list(module.modules())):
+        if isinstance(layer, _FIRST):
+            return 1
+        if type(layer) in (nn.Linear, nn.LayerNorm):
+            return 3
+    return 1
+
+
+def _is_scaled(height: int, width: int, image_size: tuple[int, int]) -> bool:
+    rows, columns = image_size
+    within = height <= rows and width <= columns
+    return within and abs(height / rows - width / columns) <= max(1 / rows, 1 / columns)
 
 
 def _axis_of_layer(backbone: nn.Module, node: fx.Node) -> int | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mhex_vision.classifier import MHEXClassifier
+from mhex_vision.layouts import axis_of_output
 from mhex_vision.vit.tapped import block_names
 
 # The deepest layer, by image size: asking costs a forward pass, which no comparison of times should find in there.
@@ -65,10 +66,14 @@ def chosen(model: nn.Module, layer: str | None, images: Tensor) -> str:
 def _find_deepest(model: nn.Module, image: Tensor) -> str:
     runs: Counter[str] = Counter()
     spatial: list[str] = []
+    own = isinstance(model, MHEXClassifier)  # whose blocks are handed (B, C, h, w) by every network
 
     def note(name: str, features: object) -> None:
         runs[name] += 1
-        if isinstance(features, Tensor) and features.ndim == 4 and features.shape[2] * features.shape[3] > 1:
+        if not isinstance(features, Tensor) or features.ndim != 4:
+            return
+        axis = 1 if own else axis_of_output(model.get_submodule(name), features, (image.shape[2], image.shape[3]))
+        if features.numel() > features.shape[0] * features.shape[axis]:
             spatial.append(name)
 
     def before(name: str, module: nn.Module, inputs: tuple[object, ...]) -> None:

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from mhex_core import BlockOutput
 from mhex_core.modes import in_evaluation_mode
 from mhex_vision.classifier import MHEXClassifier
+from mhex_vision.layouts import axis_of_output
 from mhex_vision.outputs import class_logits, is_multi_label
 from mhex_vision.vit.tapped import block_names, logits_through
 
@@ -97,7 +98,8 @@ class TappedView(LogitsView):
     patches on their way to its attention. Where a class token is read, what the last block gives out has no gradient at
     patches, and its input has none that counts.
 
-    In any other network the layer is a sub-module, and the map its output.
+    In any other network the layer is a sub-module, and the map its output, which may be (B, h, w, C); the tap is handed
+    (B, C, h, w) in any case.
 
     What comes before the tap takes part without gradients. The tapped tensor belongs to nobody else: no activation
     function further on that works in place writes over it.
@@ -112,6 +114,7 @@ class TappedView(LogitsView):
     def __init__(self, model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> None:
         super().__init__(model, images, targets)
         self.layer = layer
+        self._image_size = (images.shape[2], images.shape[3])
         self.tap = nn.Identity()
         self._passes = 0
 
@@ -166,11 +169,17 @@ class TappedView(LogitsView):
         return [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
 
     def _through_layer(self, module: nn.Module, inputs: object, output: object) -> Tensor:
-        del module, inputs
+        del inputs
         if not isinstance(output, Tensor) or output.ndim != 4:
             came = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"layer must give a feature map (B, C, h, w), got {self.layer!r}, which gives {came}")
-        return self._tapped(wide(output).clone()).to(output.dtype, copy=True)
+            raise ValueError(
+                f"layer must give a feature map (B, C, h, w) or (B, h, w, C), got {self.layer!r}, which gives {came}"
+            )
+        if axis_of_output(module, output, self._image_size) == 3:
+            tapped = self._tapped(wide(output).permute(0, 3, 1, 2).clone()).permute(0, 2, 3, 1)
+        else:
+            tapped = self._tapped(wide(output).clone())
+        return tapped.to(output.dtype, copy=True)
 
     def _tapped(self, features: Tensor) -> Tensor:
         self._passes += 1
