@@ -121,10 +121,33 @@ def test_a_job_may_do_as_little_as_it_can(file, name):
 @pytest.mark.parametrize(("file", "name"), JOBS)
 def test_actions_are_the_forge_s_own_but_for_one_and_pinned(file, name):
     used = [step["uses"] for step in JOBS[file, name].get("steps", []) if "uses" in step]
+    lines = (FOLDER / "workflows" / file).read_text().splitlines()
     for action in used:
-        owner, _, tag = action.partition("@")
-        assert re.fullmatch(r"v\d+", tag) if owner.startswith("actions/") else tag == "release/v1", action
+        owner, _, commit = action.partition("@")
+        assert re.fullmatch("[0-9a-f]{40}", commit), action
         assert owner.startswith("actions/") or (owner, file) == ("pypa/gh-action-pypi-publish", "release.yml")
+        said = {line.split("#")[1].strip() for line in lines if action in line}
+        assert all(re.fullmatch(r"v\d+\.\d+\.\d+", tag) for tag in said), action
+
+
+def test_one_commit_of_an_action_is_used_everywhere():
+    used = {step["uses"] for job in JOBS.values() for step in job.get("steps", []) if "uses" in step}
+    assert len({action.partition("@")[0] for action in used}) == len(used)
+
+
+@pytest.mark.parametrize("file", ["wheels.yml", "release.yml"])
+def test_what_makes_a_release_is_pinned(file):
+    """But for the packages themselves, installed from the files that were built."""
+    pinned = (FOLDER / "requirements-build.txt").read_text()
+    for (of, _), job in JOBS.items():
+        for _, text in commands(job) if of == file else ():
+            for tools in re.findall(r"pip install (.*)", text):
+                if "--find-links dist" in tools:
+                    continue
+                constraint, *names = tools.removeprefix("-c ").split()
+                assert (ROOT / constraint).read_text() == pinned
+                assert names
+                assert all(re.search(rf"^{name}==\d", pinned, re.MULTILINE) for name in names)
 
 
 @pytest.mark.parametrize(("file", "name"), JOBS)
