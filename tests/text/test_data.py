@@ -244,7 +244,7 @@ def test_what_does_not_fit_is_named(tmp_path, options, error, message):
     path = write(tmp_path / "a.csv", ROWS)
     with pytest.raises(error, match=message):
         load_texts(**{"source": path, **options})
-    with pytest.raises(ValueError, match=r"endings .csv, .jsonl, .json, .parquet, got a.txt"):
+    with pytest.raises(ValueError, match=r"endings .csv, .tsv, .jsonl, .json, .parquet, .arrow, got a.txt"):
         load_texts(path.rename(tmp_path / "a.txt"))
 
 

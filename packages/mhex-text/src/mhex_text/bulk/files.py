@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +11,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 from pyarrow import parquet
 
-from mhex_text.bulk.lines import LONGEST_LINE, csv_records, decoded, lines
+from mhex_text.data.lines import TOO_LONG, csv_cells, csv_records, decoded, delimiter_of, lines
 from mhex_text.data.rows import why_unusable
 
-KINDS = {".txt": "txt", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+KINDS = {".txt": "txt", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """The kind of a file by its ending."""
 
 JSON_SAMPLE = 1000
 """So many records of a JSON Lines file say what its columns are; a record may lack some."""
-
-TOO_LONG = f"its line is longer than {LONGEST_LINE >> 20} MiB"
 
 Read: TypeAlias = tuple[str, ...] | str
 """A text or a pair of texts as a tuple; or, as a str, why there is none."""
@@ -55,18 +51,22 @@ class Layout:
         text: The place of the texts.
         pair: The place of the second texts, or None.
         key: The place of the records' names, or None.
+        delimiter: What stands between the cells of a CSV file.
     """
 
     columns: tuple[str, ...] = ("text",)
     text: int = 0
     pair: int | None = None
     key: int | None = None
+    delimiter: str = ","
 
     def read(self, cells: Sequence[Any] | None) -> Read:
         """A record's text or pair, or why it is not usable; None is a damaged record."""
-        first = "" if cells is None else cells[self.text]
-        second = None if self.pair is None else "" if cells is None else (cells[self.pair] or "")
-        reason = why_unusable(cells, first, second, 0, len(self.columns))
+        if cells is None:
+            return f"not a row of {len(self.columns)} columns"
+        first = cells[self.text]
+        second = None if self.pair is None else (cells[self.pair] or "")
+        reason = why_unusable(first, second, 0)
         if reason is not None:
             return reason
         return (first,) if second is None else (first, second)
@@ -84,7 +84,7 @@ def columns_of(path: Path, kind: str) -> tuple[str, ...]:
             return tuple(table.schema_arrow.names)
     with path.open("rb") as file:
         if kind == "csv":
-            header = next(csv_records(lines(file)), None)
+            header = next(csv_records(file, delimiter=delimiter_of(path)), None)
             if header is None or header.cells is None:
                 raise ValueError(f"{path} must begin with a row of column names, and that is damaged or missing")
             return tuple(name.strip() for name in header.cells)
@@ -104,12 +104,12 @@ def listed(path: Path, kind: str, layout: Layout) -> Iterator[Listed]:
         return
     with path.open("rb") as file:
         if kind == "csv":
-            records = csv_records(lines(file))
+            records = csv_records(file, delimiter=layout.delimiter)
             next(records)
             for record in records:
                 where = (record.number, record.place, record.length)
                 if record.cells is None:
-                    yield Listed(*where, problem=f"not a row of {len(layout.columns)} columns")
+                    yield Listed(*where, problem=record.problem)
                 else:
                     yield Listed(*where, key=None if layout.key is None else record.cells[layout.key])
             return
@@ -126,12 +126,9 @@ def listed(path: Path, kind: str, layout: Layout) -> Iterator[Listed]:
 def parser(kind: str, layout: Layout) -> Callable[[bytes], Read]:
     """What reads the bytes of one record of such a file."""
 
-    def csv_cells(data: bytes) -> list[str] | None:
-        try:
-            rows = list(csv.reader(io.StringIO(decoded(data), newline=""), strict=True))
-        except csv.Error:
-            return None
-        return rows[0] if len(rows) == 1 and len(rows[0]) == len(layout.columns) else None
+    def table_cells(data: bytes) -> list[str] | None:
+        cells = csv_cells(data, layout.delimiter)
+        return cells if cells is not None and len(cells) == len(layout.columns) else None
 
     def json_cells(data: bytes) -> list[Any] | None:
         found = _object(data)
@@ -140,7 +137,7 @@ def parser(kind: str, layout: Layout) -> Callable[[bytes], Read]:
     def text_cells(data: bytes) -> list[str]:
         return [decoded(data).strip()]
 
-    cells = {"csv": csv_cells, "json": json_cells, "txt": text_cells}[kind]
+    cells = {"csv": table_cells, "json": json_cells, "txt": text_cells}[kind]
     return lambda data: layout.read(cells(data))
 
 

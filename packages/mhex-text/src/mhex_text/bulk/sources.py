@@ -15,6 +15,7 @@ from pyarrow import parquet
 from mhex_core.bulk.job import ENTRY
 from mhex_core.bulk.names import repeated
 from mhex_text.bulk.files import KINDS, Layout, Read, columns_of, listed, parser, values_of
+from mhex_text.data.lines import delimiter_of
 from mhex_text.data.rows import PAIR_NAMES, TEXT_NAMES, find_column
 
 _LISTED_AT_ONCE = 4096
@@ -92,6 +93,7 @@ class TextSource:
             text=find_column("text", self.text, columns, (), path),
             pair=None if self.pair is None else find_column("pair", self.pair, columns, (), path),
             key=None if self.id_column is None else find_column("id_column", self.id_column, columns, (), path),
+            delimiter=delimiter_of(path) if self.kind == "csv" else ",",
         )
 
     def _keys(self) -> Iterator[str]:

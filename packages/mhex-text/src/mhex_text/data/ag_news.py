@@ -5,12 +5,13 @@ Source: Zhang, Zhao and LeCun 2015, "Character-level Convolutional Networks for 
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import datasets
 
 from mhex_text.data.rows import LABEL_NAMES, TEXT_NAMES, Damage, Row, find_column, why_unusable
-from mhex_text.data.tables import csv_records, text_lines
+from mhex_text.data.tables import csv_table
 
 AG_NEWS = "ag_news"
 AG_NEWS_REPOSITORY = "fancyzhx/ag_news"
@@ -66,21 +67,26 @@ def read_ag_news(path: Path, classes: int) -> list[Row]:
     Raises:
         ValueError: It is no CSV file, a column is not to be found, or no row is usable.
     """
-    lines = text_lines(path)
-    _, first = next(csv_records(lines), (0, None))
-    if first is None:
-        raise ValueError(f"{path} must be a CSV file, and its first row is damaged or missing")
+    records = csv_table(path, delimiter=",")
+    start, first = next(records, (0, ""))
+    if isinstance(first, str):
+        raise ValueError(  # noqa: TRY004 - the reason stands in the place of the cells
+            f"{path} must be a CSV file, and its first row is damaged or missing"
+        )
     headed = not first[0].strip().isdigit()
     columns = first if headed else ["label", "title", "description"]
     place, words = find_column("label", None, columns, LABEL_NAMES, path), [1, 2]
     if headed:
         words = [find_column("text", None, columns, TEXT_NAMES, path)]
     rows, damage = [], Damage(path)
-    for line, cells in csv_records(lines, skip=headed, width=len(columns)):
-        number = cells[place].strip() if cells is not None else ""
+    for line, cells in records if headed else chain([(start, first)], records):
+        if isinstance(cells, str):
+            damage.add(line, cells)
+            continue
+        number = cells[place].strip()
         # Title and description as one text, as the hub has them.
-        text = " ".join(cells[word] for word in words) if cells is not None else ""
-        reason = why_unusable(cells, text, None, number, len(columns))
+        text = " ".join(cells[word] for word in words)
+        reason = why_unusable(text, None, number)
         if reason is None and not (number.isdecimal() and 1 <= int(number) <= classes):
             reason = f"class {number!r} is not one of 1 to {classes}"
         if reason is not None:

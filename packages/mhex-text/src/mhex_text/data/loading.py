@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,11 @@ import pyarrow as pa
 from mhex_core import _checks
 from mhex_text.data.ag_news import AG_NEWS, ag_news_files, ag_news_from_hub, read_ag_news
 from mhex_text.data.bundle import TextBundle
+from mhex_text.data.folders import STATE, files_of
 from mhex_text.data.notes import SYNTHETIC_NOTES, notes_bundle
-from mhex_text.data.rows import Columns, Row, read_rows
-from mhex_text.data.tables import ENDINGS
+from mhex_text.data.rows import Columns, Row, label_names, read_rows
 
-_SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+_WHOLE = re.compile(r"-?\d+\.0+")
 
 
 def load_texts(
@@ -43,7 +44,8 @@ def load_texts(
     Args:
         source: "ag_news"; or "synthetic-notes", made up by `notes_bundle`; or a CSV file with a header, a JSON Lines or
             a Parquet file; or a folder of such files called train and, if there are any, validation (valid, val, dev)
-            and test.
+            and test, also in parts, as on the Hugging Face hub (data/train-00000-of-00002.parquet); or what the
+            datasets library saved to disk.
         root: For "ag_news": a folder in which `ag_news/train.csv` and `ag_news/test.csv` lie, as first published
             (class from 1, title, description; no header) or with a header and the columns label and text. None takes
             it from the Hugging Face hub.
@@ -58,7 +60,8 @@ def load_texts(
             from a single file as many again become the test texts. 0 splits nothing off.
         seed: Of that split; of what is made up.
         download: Whether texts may be fetched from the hub; without, only what is in its cache is found.
-        class_names: The names of the classes in their order: of the numbers 0 to K - 1, or the names in the file.
+        class_names: The names of the classes in their order: of the numbers 0 to K - 1, or the names in the file. None
+            takes those that the datasets library has noted in the file, or else the labels.
 
     Raises:
         TypeError: An argument is of another type.
@@ -104,13 +107,15 @@ def load_texts(
         raise FileNotFoundError(
             f"source must be 'ag_news', 'synthetic-notes', a file or a folder, and there is no {path}"
         )
-    files = _files_of(path) if path.is_dir() else {"train": path}
-    splits = {}
-    for name, file in files.items():
-        splits[name] = read_rows(file, columns)
+    parts_of = files_of(path) if path.is_dir() else {"train": [path]}
+    splits: dict[str, list[Row]] = {name: [] for name in parts_of}
+    for name, parts in parts_of.items():
+        for file in parts:
+            splits[name] += read_rows(file, columns)
+    names = names or label_names(parts_of["train"][0], columns)
     if len({rows[0].pair is None for rows in splits.values()}) > 1:
         raise ValueError(f"source must hold pairs of texts in all of its files or in none, got both in {path}")
-    return _bundle(path.stem, splits, names, share, seed, single=not path.is_dir())
+    return _bundle(path.stem, splits, names, share, seed, single=not path.is_dir() or (path / STATE).is_file())
 
 
 def _checked_names(class_names: object) -> tuple[str, ...] | None:
@@ -124,20 +129,6 @@ def _checked_names(class_names: object) -> tuple[str, ...] | None:
     if len(class_names) < 2 or len(set(class_names)) != len(class_names):
         raise ValueError(f"class_names must hold at least two different names, got {tuple(class_names)!r}")
     return tuple(class_names)
-
-
-def _files_of(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        split = next((split for split, names in _SPLIT_NAMES.items() if path.stem.lower() in names), None)
-        if split is None or path.suffix.lower() not in ENDINGS:
-            continue
-        if split in found:
-            raise ValueError(f"source must hold one file of {split} texts, got {found[split].name} and {path.name}")
-        found[split] = path
-    if "train" not in found:
-        raise ValueError(f"source must hold a file called train with the ending {', '.join(ENDINGS)}, got {folder}")
-    return found
 
 
 def _bundle(
@@ -170,6 +161,11 @@ def _numbered(
     """Class numbers in place of labels, and the names of the classes."""
     distinct = {split: set(map(str, values)) for split, values in labels.items()}
     everything = set().union(*distinct.values())
+    if not everything <= set(class_names or ()) and all(_WHOLE.fullmatch(one) or one.isdecimal() for one in everything):
+        # What tables make of whole numbers: "1.0" is class 1.
+        labels = {split: [str(value).partition(".")[0] for value in values] for split, values in labels.items()}
+        distinct = {split: set(map(str, values)) for split, values in labels.items()}
+        everything = set().union(*distinct.values())
     whole = all(value.removeprefix("-").isdecimal() for value in everything)
     if class_names is None:
         # Numbers in their own order: "10" comes after "9".

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mhex_text.data.bundle import check_rationale
-from mhex_text.data.tables import Record, read_table
+from mhex_text.data.tables import Record, class_names, read_table
 
 TEXT_NAMES = ("text", "sentence", "content", "review", "document")
 LABEL_NAMES = ("label", "labels", "class", "category", "target")
@@ -66,12 +66,21 @@ def read_rows(path: Path, wanted: Columns) -> list[Row]:
         del places["rationale"]
     rows, damage = [], Damage(path)
     for line, cells in records:
-        row, reason = _row(cells, places, len(columns))
+        row, reason = _row(cells, places)
         if row is None:
             damage.add(line, reason)
         else:
             rows.append(row)
     return damage.report(rows)
+
+
+def label_names(path: Path, wanted: Columns) -> tuple[str, ...] | None:
+    """The names that a file has for the numbers in its column of labels, or None."""
+    named = class_names(path)
+    if not named:
+        return None
+    columns, _ = read_table(path)
+    return named.get(columns[_places(columns, wanted, path)["label"]])
 
 
 def find_column(argument: str, wanted: str | None, columns: Sequence[str], names: Sequence[str], path: Path) -> int:
@@ -89,10 +98,8 @@ def find_column(argument: str, wanted: str | None, columns: Sequence[str], names
     raise ValueError(f"{argument} must be one of the columns {', '.join(columns)} of {path.name}, got {wanted!r}")
 
 
-def why_unusable(cells: Sequence[Any] | None, text: Any, pair: Any, label: Any, width: int) -> str | None:
+def why_unusable(text: Any, pair: Any, label: Any) -> str | None:
     """Why a row cannot be used, or None; an empty `pair` counts as missing, None as not wanted."""
-    if cells is None:
-        return f"not a row of {width} columns"
     values = [value for value in (text, pair, label) if isinstance(value, str)]
     if any("\udc80" <= letter <= "\udcff" for value in values for letter in value if letter > "\ud7ff"):
         return "not UTF-8"
@@ -159,13 +166,15 @@ def _places(columns: Sequence[str], wanted: Columns, path: Path) -> dict[str, in
 
 def _holds_spans(records: Sequence[Record], place: int) -> bool:
     """Whether a column has a list in any row, or nothing in all. It may also hold reasons in words."""
-    cells = [record[place] for _, record in records if record is not None and not _is_blank(record[place])]
+    cells = [record[place] for _, record in records if isinstance(record, list) and not _is_blank(record[place])]
     return not cells or any(isinstance(_spans(cell), list) for cell in cells)
 
 
-def _row(cells: Sequence[Any] | None, places: dict[str, int], width: int) -> tuple[Row | None, str]:
+def _row(cells: list[Any] | str, places: dict[str, int]) -> tuple[Row | None, str]:
     """A row, or None and why it cannot be used."""
-    held: dict[str, Any] = {} if cells is None else {name: cells[place] for name, place in places.items()}
+    if isinstance(cells, str):
+        return None, cells
+    held = {name: cells[place] for name, place in places.items()}
     text: Any = held.get("text")
     pair: Any = held.get("pair")
     label: Any = held.get("label")
@@ -175,7 +184,7 @@ def _row(cells: Sequence[Any] | None, places: dict[str, int], width: int) -> tup
         label = label.strip()
     elif isinstance(label, bool) or (isinstance(label, float) and label.is_integer()):
         label = int(label)  # what tables make of whole numbers with gaps between them
-    reason = why_unusable(cells, text, pair, label, width)
+    reason = why_unusable(text, pair, label)
     if reason is not None:
         return None, reason
     if "rationale" not in places:

@@ -62,24 +62,27 @@ def read_texts(path: str | Path, *, text: str | None = None, pair: str | None = 
     other = None if pair is None else find_column("pair", pair, columns, (), path)
     if place == other:
         raise ValueError(f"text and pair must be different columns, got {text!r} and {pair!r}")
-    return _usable(records, place, other, len(columns))
+    return _usable(records, place, other)
 
 
 def from_lines(lines: list[str]) -> UnlabelledTexts:
     """One text per line; empty lines are left aside."""
     stripped = ((number, line.strip()) for number, line in enumerate(lines, 1))
-    return _usable(((number, [line]) for number, line in stripped if line), 0, None, 1)
+    return _usable(((number, [line]) for number, line in stripped if line), 0, None)
 
 
-def _usable(records: Iterable[Record], place: int, other: int | None, width: int) -> UnlabelledTexts:
+def _usable(records: Iterable[Record], place: int, other: int | None) -> UnlabelledTexts:
     singles: list[str] = []
     pairs: list[tuple[str, str]] = []
     lines, rejected = [], []
     for line, cells in records:
-        first = "" if cells is None else cells[place]
+        if isinstance(cells, str):
+            rejected.append((line, cells))
+            continue
+        first = cells[place]
         # Nothing in the place of a second text is one that is missing.
-        second = None if other is None else "" if cells is None else (cells[other] or "")
-        reason = why_unusable(cells, first, second, 0, width)
+        second = None if other is None else (cells[other] or "")
+        reason = why_unusable(first, second, 0)
         if reason is not None:
             rejected.append((line, reason))
             continue
