@@ -72,7 +72,7 @@ def test_explaining_by_another_method(request, photos, tmp_path, kind, capsys):
 
 
 def test_comparing_methods_on_a_plain_vision_transformer(photos, plain, tmp_path, capsys):
-    words = ["evaluate", "--checkpoint", str(plain), "--judge", str(plain), "--data", str(photos)]
+    words = ["evaluate", "--checkpoint", str(plain), "--judge", str(plain), "--self-judged", "--data", str(photos)]
     metrics = "fidelity:steps=4,cells=4,compactness,class_sensitivity"
     more = ["--methods", "cdam,gmar,attention-rollout,random", "--metrics", metrics, "--out", str(tmp_path)]
     assert main([*words, *more]) == 0

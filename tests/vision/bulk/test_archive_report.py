@@ -236,7 +236,9 @@ def test_the_command(archive, pictures, run_folder, tmp_path, capsys):
     assert cli.main([*explaining, "--doubtful"]) == 1
     assert "--doubtful goes with --archive, and --checkpoint is given" in capsys.readouterr().err
     assert cli.main([*asked, "--predicted", "square"]) == 1
-    assert capsys.readouterr().err == ("mhex-vision: error: predicted must be one of disc, ring, cross, got 'square'\n")
+    assert capsys.readouterr().err == (
+        "mhex-vision: error: --predicted must be one of disc, ring, cross, got 'square'\n"
+    )
     manifest = archive / "manifest.json"
     assert cli.main(["report", "--archive", str(archive), "--out", str(manifest)]) == 1
     assert "--out must be another file than those of the archive" in capsys.readouterr().err
