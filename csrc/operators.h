@@ -23,7 +23,7 @@ struct Operators {
     Problem problem = checked(tensors, {tau_pos, tau_neg, exponent, soft}, false);
     problem.rectify = rectify;
     set_weights(problem, layer_weights, beta);
-    Tensor maps = new_maps(tensors.activations[0], problem.float64, {problem.batch, problem.targets, height, width});
+    Tensor maps = new_output(tensors.activations[0], problem, height, width);
     if (!empty(problem)) Device::saliency_maps(problem, output_of(maps, height, width, normalize), maps);
     return maps;
   }
@@ -53,7 +53,7 @@ struct Operators {
     SignedMaps maps = {};
     Problem problem = combination_of(positive, negative, maps);
     set_weights(problem, layer_weights, beta);
-    Tensor result = new_maps(positive[0], problem.float64, {problem.batch, problem.targets, height, width});
+    Tensor result = new_output(positive[0], problem, height, width);
     if (!empty(problem)) Device::combine_maps(problem, maps, output_of(result, height, width, normalize), result);
     return result;
   }

@@ -6,6 +6,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -44,6 +46,12 @@ inline bool same_device(const Tensor& tensor, const Tensor& like) {
   return tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index();
 }
 
+// A size, counted as kernels count.
+inline int32_t size_of(int64_t size, const char* name) {
+  STD_TORCH_CHECK(size >= 0 && size <= std::numeric_limits<int32_t>::max(), name, " must lie in [0, 2^31 - 1], got ", size);
+  return static_cast<int32_t>(size);
+}
+
 // (B, C, h, w) or (B, T, C) -> Layer. A layout in which neither the positions nor the channels of a sample lie at one stride
 // is copied to a contiguous one first; contiguous and channels_last tensors, and slices of them by sample or channel, are
 // not.
@@ -65,9 +73,10 @@ inline Layer layer_of(Tensor& activation, bool tokens) {
   layer.stride_b = activation.stride(0);
   layer.stride_c = activation.stride(tokens ? 2 : 1);
   layer.stride_p = tokens ? activation.stride(1) : activation.stride(activation.size(3) > 1 ? 3 : 2);
-  layer.channels = static_cast<int32_t>(activation.size(tokens ? 2 : 1));
-  layer.height = tokens ? 1 : static_cast<int32_t>(activation.size(2));
-  layer.width = static_cast<int32_t>(activation.size(tokens ? 1 : 3));
+  layer.channels = size_of(activation.size(tokens ? 2 : 1), "a layer's number of channels");
+  layer.height = tokens ? 1 : size_of(activation.size(2), "a layer's height");
+  layer.width = size_of(activation.size(tokens ? 1 : 3), tokens ? "the number of tokens" : "a layer's width");
+  STD_TORCH_CHECK(tokens || (layer.height > 0 && layer.width > 0), "activations must have at least one position");
   layer.dtype = dtype_of(activation);
   return layer;
 }
@@ -145,8 +154,8 @@ inline Problem combination_of(std::vector<Tensor>& positive, std::vector<Tensor>
       if (!map->is_contiguous()) *map = torch::stable::contiguous(*map);
     }
     STD_TORCH_CHECK(positive[l].size(2) > 0 && positive[l].size(3) > 0, "maps must have at least one position");
-    problem.layer[l].height = static_cast<int32_t>(positive[l].size(2));
-    problem.layer[l].width = static_cast<int32_t>(positive[l].size(3));
+    problem.layer[l].height = size_of(positive[l].size(2), "a map's height");
+    problem.layer[l].width = size_of(positive[l].size(3), "a map's width");
     maps.positive[l] = const_cast<void*>(positive[l].const_data_ptr());
     maps.negative[l] = const_cast<void*>(negative[l].const_data_ptr());
   }
@@ -155,6 +164,12 @@ inline Problem combination_of(std::vector<Tensor>& positive, std::vector<Tensor>
 
 inline Tensor new_maps(const Tensor& like, bool float64, const std::vector<int64_t>& shape) {
   return torch::stable::new_empty(like, shape, float64 ? ScalarType::Double : ScalarType::Float);
+}
+
+// Room for B n maps of (H, W), which has been counted before memory is asked for.
+inline Tensor new_output(const Tensor& like, const Problem& problem, int64_t height, int64_t width) {
+  STD_TORCH_CHECK(size_of(height, "height") > 0 && size_of(width, "width") > 0, "maps must have at least one pixel");
+  return new_maps(like, problem.float64, {problem.batch, problem.targets, height, width});
 }
 
 }  // namespace mhex

@@ -24,6 +24,10 @@ def arguments() -> dict[str, Any]:
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths, library_paths
 
+    # Else the text of every error begins with a path of the machine that built it.
+    places = {str(Path(__file__).parent.absolute()): ".", **dict.fromkeys(map(str, include_paths()), "torch")}
+    maps = [f"-ffile-prefix-map={place}={name}" for place, name in places.items()] if sys.platform != "win32" else []
+
     class Build(BuildExtension):
         """BuildExtension for the CPU library, and nvcc itself for the CUDA one.
 
@@ -44,6 +48,7 @@ def arguments() -> dict[str, Any]:
             command = [
                 *(str(mhex_build.nvcc()), "-shared", "-std=c++17", "-O3", "-cudart=static", "--threads=2"),
                 *("-Xcompiler=-fPIC,-fvisibility=hidden", STABLE_ABI, "-DUSE_CUDA", *codes),
+                *(f"-Xcompiler={option}" for option in maps),
                 *(f"-isystem={path}" for path in include_paths()),
                 *(f"-L{path}" for path in library_paths()),
                 *("-ltorch_cpu", "-ltorch_cuda", "-ltorch", "-Xlinker=--allow-shlib-undefined"),
@@ -56,7 +61,7 @@ def arguments() -> dict[str, Any]:
         "mhex_core._C",
         ["csrc/module.cpp", "csrc/cpu/ops.cpp", "csrc/kernels/cpu/leaves.cpp", "csrc/kernels/cpu/saliency.cpp"],
         depends=[str(path) for pattern in ("*.h", "*.inl") for path in Path("csrc").rglob(pattern)],
-        extra_compile_args=FLAGS,
+        extra_compile_args=[*FLAGS, *maps],
         # c10 and libtorch_python have no stable ABI, and nothing of theirs is used.
         extra_link_args=["-Wl,--as-needed"] if sys.platform == "linux" else [],
     )

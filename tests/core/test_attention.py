@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mhex_core.attention import attcat, attention_received, attention_rollout
+from mhex_core.attention import attcat, attention_flow, attention_received, attention_rollout
 
 LENGTHS = (5, 2, 1)
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -165,3 +165,32 @@ def test_attcat_refuses_what_does_not_fit(change, error, message):
     given = {"hidden": [torch.ones(1, 2, 3)], "gradients": [torch.ones(1, 2, 3)]}
     with pytest.raises(error, match=message):
         attcat(**(given | {"attentions": [torch.ones(1, 1, 2, 2)]} | change))
+
+
+@pytest.mark.parametrize("spoil", ["scores", "negative", "twice", "nan"])
+@pytest.mark.parametrize("method", [attention_rollout, attention_received, attention_flow], ids=lambda f: f.__name__)
+def test_what_is_no_attention_is_refused_unless_it_lies_in_padding(method, spoil):
+    attentions, _, _, mask = make()
+    clean = method(attentions, mask=mask)
+
+    def spoilt(place):
+        changed = attentions[1].clone()
+        if spoil == "scores":
+            changed[place] = 7 * torch.randn(changed[place].shape, generator=torch.Generator().manual_seed(0)).double()
+        elif spoil == "twice":
+            changed[place] = 1.0
+        else:
+            changed[place] = {"negative": -0.1, "nan": torch.nan}[spoil]
+        return [attentions[0], changed, attentions[2]]
+
+    with pytest.raises(ValueError, match=r"attentions\[1\] must be weights after the softmax"):
+        method(spoilt((0, 0)), mask=mask)
+    assert_close(method(spoilt((1, slice(None), slice(2, None))), mask=mask), clean, **EXACT)  # rows of padding
+
+
+def test_rows_of_sum_less_than_one_are_attention_too():
+    """As where a part of it goes to a place that is no token."""
+    attentions, _, _, mask = make()
+    assert_close(
+        attention_received([0.5 * layer for layer in attentions], mask=mask).sum(dim=1), torch.full((3,), 1.5).double()
+    )

@@ -12,6 +12,7 @@ SHAPES = {
     "tokens": (3, 7, 5),
     "map": (3, 5, 4, 3),
     "one pixel": (3, 5, 1, 1),
+    "signal": (3, 5, 6),
     "vector": (3, 5),
     "volume": (3, 5, 2, 3, 2),
     "empty batch": (0, 5, 4, 3),
@@ -28,8 +29,13 @@ def make_inputs(shape, dtype=torch.float64, seed=1):
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2)]
 
 
+def last(shape):
+    """Whether a shape of these is tokens, (B, T, C)."""
+    return len(shape) == 3 and shape != SHAPES["signal"]
+
+
 def positions_of(shape):
-    return shape[:2] if len(shape) == 3 else (shape[0], *shape[2:])
+    return shape[:-1] if last(shape) else (shape[0], *shape[2:])
 
 
 def flat(result):
@@ -54,9 +60,9 @@ def test_forward_equals_the_oracle(oracle, shape, gate, activation, masked, dtyp
         mask = torch.rand(positions_of(shape), generator=torch.Generator().manual_seed(2)) > 0.4
         mask[0] = False  # a sample without a single real position
     expected = oracle.block(
-        block.gate.weight, block.head.weight, x, r, mask, gate=gate, activation=activation, tokens=len(shape) == 3
+        block.gate.weight, block.head.weight, x, r, mask, gate=gate, activation=activation, tokens=last(shape)
     )
-    for ours, theirs in zip(flat(block(x, r, mask)), expected, strict=True):
+    for ours, theirs in zip(flat(block(x, r, mask, channels_last=last(shape))), expected, strict=True):
         assert ours.dtype == dtype
         assert_close(ours.double(), torch.from_numpy(theirs), rtol=tolerance, atol=tolerance)
 
@@ -73,14 +79,14 @@ def test_logits_are_the_equivalent_matrix_times_the_pooled_features():
 def test_without_a_gate_the_shortcut_itself_comes_back(shape):
     block = make_block(gate=False)
     x, r = make_inputs(shape)
-    gated, output = block(x, r)
+    gated, output = block(x, r, channels_last=last(shape))
     assert gated is x
     assert_close(output.activation, r + x, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_output_shapes_follow_the_input_also_for_an_empty_batch(shape):
-    gated, output = make_block()(*make_inputs(shape))
+    gated, output = make_block()(*make_inputs(shape), channels_last=last(shape))
     assert gated.shape == output.activation.shape == shape
     assert output.hidden.shape == (shape[0], 5)
     assert output.logits.shape == (shape[0], 4)
@@ -95,9 +101,9 @@ def test_padding_is_not_felt_whatever_it_holds(filling, side):
     order = (lambda real, pad: [real, pad]) if side == "right" else (lambda real, pad: [pad, real])
     padded_x, padded_r = (torch.cat(order(value, padding), dim=1) for value in (x, r))
     mask = torch.cat(order(torch.ones(1, 4), torch.zeros(1, 3)), dim=1)
-    gated, output = block(padded_x, padded_r, mask)
+    gated, output = block(padded_x, padded_r, mask, channels_last=True)
     real = mask.bool()
-    plain_gated, plain = block(x, r)
+    plain_gated, plain = block(x, r, channels_last=True)
     assert_close(output.hidden, plain.hidden, rtol=1e-14, atol=1e-14)
     assert_close(output.logits, plain.logits, rtol=1e-14, atol=1e-14)
     assert_close(gated[real], plain_gated[0], rtol=1e-14, atol=1e-14)
@@ -109,7 +115,8 @@ def test_mask_may_be_of_any_dtype(mask_dtype):
     block = make_block()
     x, r = make_inputs(SHAPES["tokens"])
     mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 0, 1, 1]])
-    assert_close(block(x, r, mask.to(mask_dtype)), block(x, r, mask.bool()), rtol=0, atol=0)
+    expected = block(x, r, mask.bool(), channels_last=True)
+    assert_close(block(x, r, mask.to(mask_dtype), channels_last=True), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -121,8 +128,9 @@ def test_gradients_are_right_for_inputs_and_matrices(shape, masked):
     mask[0, -1] = 0
 
     def run(x, r, w1, w2):
-        return flat(torch.func.functional_call(block, {"gate.weight": w1, "head.weight": w2}, (x, r, given)))
+        return flat(torch.func.functional_call(block, {"gate.weight": w1, "head.weight": w2}, (x, r, given), layout))
 
+    layout = {"channels_last": last(shape)}
     given = mask if masked else None
     weights = [weight.detach().clone().requires_grad_() for weight in (block.gate.weight, block.head.weight)]
     assert torch.autograd.gradcheck(run, (x, r, *weights))
@@ -132,10 +140,10 @@ def test_memory_layout_does_not_matter_and_channels_last_is_kept():
     block = make_block()
     x, r = make_inputs((2, 5, 4, 3))
     expected = block(x, r)
-    last = block(x.contiguous(memory_format=torch.channels_last), r.contiguous(memory_format=torch.channels_last))
-    assert last[0].is_contiguous(memory_format=torch.channels_last)
+    nhwc = block(x.contiguous(memory_format=torch.channels_last), r.contiguous(memory_format=torch.channels_last))
+    assert nhwc[0].is_contiguous(memory_format=torch.channels_last)
     strided = block(x.transpose(2, 3).contiguous().transpose(2, 3), r)
-    for other in (last, strided):
+    for other in (nhwc, strided):
         for ours, theirs in zip(flat(other), flat(expected), strict=True):
             assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
 
@@ -147,8 +155,8 @@ def test_half_precision_averages_survive_many_large_positions(dtype, masked):
     block = make_block(dtype)
     x = torch.full((1, 1001, 5), 100.0, dtype=dtype)
     mask = torch.ones(1, 1001) if masked else None
-    hidden = block(x, x, mask)[1].hidden
-    exact = make_block(dtype).double()(x.double(), x.double())[1].hidden
+    hidden = block(x, x, mask, channels_last=True)[1].hidden
+    exact = make_block(dtype).double()(x.double(), x.double(), channels_last=True)[1].hidden
     assert_close(hidden.double(), exact, rtol=1e-2, atol=1.0)
 
 
@@ -157,9 +165,9 @@ def test_autocast_stays_close_to_full_precision(shape):
     block = make_block(torch.float32)
     x, r = make_inputs(shape, torch.float32)
     mask = torch.ones(positions_of(shape))
-    expected = flat(block(x, r, mask))
+    expected = flat(block(x, r, mask, channels_last=last(shape)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = flat(block(x, r, mask))
+        result = flat(block(x, r, mask, channels_last=last(shape)))
     for ours, theirs in zip(result, expected, strict=True):
         assert_close(ours.float(), theirs, rtol=3e-2, atol=3e-2)
 
@@ -173,7 +181,7 @@ def test_the_gate_of_a_sum_equals_a_plain_loop(shape, gate, masked):
     mask = torch.rand(positions_of(shape), generator=torch.Generator().manual_seed(2)) > 0.4
     mask[0] = False  # a sample without a single real position
     w1, w2 = block.gate.weight.tolist(), block.head.weight.tolist()
-    gated, output = block.gate_sum(total, mask if masked else None)
+    gated, output = block.gate_sum(total, mask if masked else None, channels_last=last(shape))
     for sample in range(shape[0]):
         columns = total[sample].T if len(shape) == 3 else total[sample].flatten(1)
         real = mask[sample].flatten().tolist() if masked else [True] * columns.shape[1]
@@ -197,8 +205,8 @@ def test_the_gate_of_a_sum_and_that_of_a_shortcut_read_the_same_head():
     block = make_block()
     x, r = make_inputs(SHAPES["tokens"])
     mask = torch.rand(positions_of(SHAPES["tokens"]), generator=torch.Generator().manual_seed(2)) > 0.4
-    _, ours = block.gate_sum(x + r, mask)
-    _, other = block(x, r, mask)
+    _, ours = block.gate_sum(x + r, mask, channels_last=True)
+    _, other = block(x, r, mask, channels_last=True)
     assert_close(ours.hidden, other.hidden, rtol=1e-12, atol=1e-12)
     assert_close(ours.logits, other.logits, rtol=1e-12, atol=1e-12)
 
@@ -209,8 +217,8 @@ def test_the_gate_of_a_sum_does_not_feel_padding(filling):
     total = make_inputs((2, 4, 5))[0]
     padded = torch.cat([total, torch.full((2, 3, 5), filling, dtype=torch.float64)], dim=1)
     mask = torch.cat([torch.ones(2, 4), torch.zeros(2, 3)], dim=1)
-    gated, output = block.gate_sum(padded, mask)
-    plain_gated, plain = block.gate_sum(total)
+    gated, output = block.gate_sum(padded, mask, channels_last=True)
+    plain_gated, plain = block.gate_sum(total, channels_last=True)
     assert_close(output.logits, plain.logits, rtol=1e-14, atol=1e-14)
     assert_close(gated[:, :4], plain_gated, rtol=1e-14, atol=1e-14)
 
@@ -219,7 +227,7 @@ def test_gradients_of_the_gate_of_a_sum_are_right():
     block = make_block()
     total = make_inputs((2, 3, 5))[0].abs().requires_grad_()  # away from the kink of the ReLU
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    assert torch.autograd.gradcheck(lambda value: flat(block.gate_sum(value, mask))[:3], (total,))
+    assert torch.autograd.gradcheck(lambda value: flat(block.gate_sum(value, mask, channels_last=True))[:3], (total,))
 
 
 @pytest.mark.parametrize(
@@ -232,8 +240,9 @@ def test_gradients_of_the_gate_of_a_sum_are_right():
     ],
 )
 def test_the_gate_of_a_sum_names_what_does_not_fit(shape, mask, settings, name):
+    total, mask = torch.zeros(shape), None if mask is None else torch.ones(mask)
     with pytest.raises(ValueError, match=name):
-        make_block(**settings).gate_sum(torch.zeros(shape), None if mask is None else torch.ones(mask))
+        make_block(**settings).gate_sum(total, mask, channels_last=last(shape))
 
 
 def test_no_layer_has_a_bias_and_the_matrices_have_the_stated_shapes():
@@ -269,15 +278,35 @@ def test_bad_settings_are_named(arguments, settings, error, name):
     [
         ((2, 5, 3, 3), (2, 5, 3, 4), None, "branch"),
         ((2, 4, 3, 3), (2, 4, 3, 3), None, "shortcut"),
-        ((2, 5, 7), (2, 5, 7), None, "shortcut"),  # rank 3 is tokens, (B, T, C)
+        ((2, 7, 5), (2, 7, 5), None, "shortcut .* channels_last=True"),  # tokens, of which nobody said so
         ((5,), (5,), None, "shortcut"),
-        ((2, 7, 5), (2, 7, 5), (2, 6), "mask"),
+        ((2, 5, 6), (2, 5, 6), (2, 5), "mask"),
         ((2, 5, 3, 3), (2, 5, 3, 3), (2, 9), "mask"),
     ],
 )
 def test_bad_shapes_are_named(x, r, mask, name):
     with pytest.raises(ValueError, match=name):
         make_block()(torch.zeros(x), torch.zeros(r), None if mask is None else torch.ones(mask))
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_what_the_axes_are_is_said_and_not_guessed(gate):
+    """As many positions as channels: a signal, tokens, and maps are read alike only where they are alike."""
+    block = make_block(gate=gate)
+    x, r = make_inputs((2, 5, 5))
+    as_signal, as_tokens = flat(block(x, r)), flat(block(x, r, channels_last=True))
+    turned = flat(block(x.mT, r.mT, channels_last=True))
+    as_map = flat(block(x.unsqueeze(3), r.unsqueeze(3)))
+    nhwc = flat(block(x.mT.unsqueeze(1), r.mT.unsqueeze(1), channels_last=True))
+    assert (as_signal[2] - as_tokens[2]).abs().max() > 1e-3
+    for place, ours in enumerate(as_signal):
+        positions = place in (0, 3)
+        assert_close(turned[place].mT if positions else turned[place], ours)
+        assert_close(as_map[place].squeeze(3) if positions else as_map[place], ours)
+        assert_close(nhwc[place].squeeze(1).mT if positions else nhwc[place], ours)
+    summed = block.gate_sum(x + r)
+    assert_close(block.gate_sum((x + r).mT, channels_last=True)[0].mT, summed[0])
+    assert_close(summed[1].hidden, as_signal[1])
 
 
 # ------------------------------------------------------------------------------------------- tokens before the patches
@@ -290,9 +319,11 @@ def test_a_prefix_is_gated_and_not_averaged_over(gate, activation, prefix):
     block = make_block(gate=gate, activation=activation)
     x, r = make_inputs((3, 7, 5))
     mask = torch.arange(7).expand(3, 7) >= prefix
-    for ours, theirs in zip(flat(block(x, r, prefix=prefix)), flat(block(x, r, mask)), strict=True):
+    for ours, theirs in zip(
+        flat(block(x, r, prefix=prefix, channels_last=True)), flat(block(x, r, mask, channels_last=True)), strict=True
+    ):
         assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    none = block(x[:0], r[:0], prefix=prefix)[1]
+    none = block(x[:0], r[:0], prefix=prefix, channels_last=True)[1]
     assert none.logits.shape == (0, 4)
 
 
@@ -304,4 +335,4 @@ def test_a_prefix_that_cannot_be_left_out_is_named(shape, prefix, masked):
     x, r = make_inputs(shape if shape[2] == 5 else (3, 5, 4, 3))
     mask = torch.ones(3, 7) if masked else None
     with pytest.raises(ValueError, match="prefix must be less than the number of tokens"):
-        make_block()(x, r, mask, prefix=prefix)
+        make_block()(x, r, mask, prefix=prefix, channels_last=x.ndim == 3)

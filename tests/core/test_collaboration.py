@@ -27,7 +27,7 @@ class Chain(nn.Module):
         outputs = []
         for branch, block in zip(self.branches, self.blocks, strict=True):
             r = branch(x)
-            gated, output = block(x, r)
+            gated, output = block(x, r, channels_last=x.ndim == 3)
             outputs.append(output)
             x = torch.relu(r + gated)
         return [output.hidden for output in outputs], [output.logits for output in outputs]
@@ -196,7 +196,7 @@ def test_the_graph_survives_and_no_gradient_is_left_behind():
         ({"head_logits": [torch.zeros(2, 4, requires_grad=True)]}, ValueError, "head_logits"),
         ({"head_logits": [torch.zeros(2, n, requires_grad=True) for n in (4, 5)]}, ValueError, r"head_logits\[1\]"),
         ({"head_logits": [torch.zeros(2, 4)] * 2}, ValueError, "head_logits"),  # no graph
-        ({"target": [0, 1]}, TypeError, "target"),
+        ({"target": [0, "1"]}, TypeError, "target"),
         ({"target": torch.tensor([0, 4])}, ValueError, "target"),
         ({"target": torch.tensor([0.0, 1.0])}, TypeError, "target"),
         ({"target": torch.zeros(2, 4, dtype=torch.int64)}, ValueError, "target"),

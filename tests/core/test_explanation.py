@@ -1,7 +1,13 @@
 """What an explanation holds survives reweighting, slicing and a file."""
 
+import collections
+import io
 import json
 import pickle
+import random
+import time
+import tracemalloc
+import zipfile
 from dataclasses import fields, replace
 
 import numpy as np
@@ -10,6 +16,9 @@ import torch
 from torch.testing import assert_close
 
 from mhex_core import Explanation, SaliencyOptions, saliency_maps
+from mhex_core import explanation as explanation_module
+
+from .. import mutations  # noqa: TID252
 
 TARGETS = {"(B,)": torch.tensor([3, 0, 1]), "(B, n)": torch.tensor([[1, 3], [0, 2], [2, 2]]), "all": "all"}
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
@@ -65,6 +74,25 @@ def test_layer_saliency_is_each_layer_alone(make_explanation, target):
         assert_close(result[layer], alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_layer_alone_takes_the_work_of_a_layer(make_explanation, monkeypatch, normalize):
+    """The others, added with weight zero, change no bit and cost as much again each."""
+    explanation, _ = make_explanation(beta=0.5, normalize=normalize)
+    with_others = [
+        explanation.reweighted(layer_weights=[float(layer == place) for place in range(3)]).saliency
+        for layer in range(3)
+    ]
+    added = []
+    combine = explanation_module.combine_maps
+    monkeypatch.setattr(
+        explanation_module,
+        "combine_maps",
+        lambda maps, **more: added.append(len(maps.positive)) or combine(maps, **more),
+    )
+    assert_close(explanation.layer_saliency(), torch.stack(with_others), rtol=0, atol=0)
+    assert added == [1, 1, 1]
+
+
 def test_layers_add_up_to_the_map_before_the_min_max(make_explanation):
     explanation, _ = make_explanation(beta=0.5, decay=0.7, normalize=False)
     weights = torch.tensor(explanation.layer_weights)
@@ -96,6 +124,14 @@ def test_prediction_and_size_are_read_off(make_explanation):
         (slice(0, 0), []),
         (slice(None, None, 2), [0, 2]),
         (slice(-2, 9), [1, 2]),
+        ([0, 1], [0, 1]),
+        ([-1, 0, 0], [2, 0, 0]),
+        ([], []),
+        ([True, False, True], [0, 2]),
+        (np.array([2, 1]), [2, 1]),
+        (torch.tensor([False, True, True]), [1, 2]),
+        (torch.tensor([2, 0]), [2, 0]),
+        (torch.tensor(1), [1]),
     ],
     ids=str,
 )
@@ -115,15 +151,15 @@ def test_an_index_or_a_slice_gives_those_samples(make_explanation, target, index
     assert_close(part.reweighted(beta=1.0).saliency, explanation.reweighted(beta=1.0).saliency[rows], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("index", [3, -4, 10**30])
+@pytest.mark.parametrize("index", [3, -4, 10**30, [0, 3], [True], torch.tensor([False] * 4)], ids=repr)
 def test_an_index_outside_the_batch_is_an_index_error(make_explanation, index):
     with pytest.raises(IndexError, match="index"):
         make_explanation()[0][index]
 
 
-@pytest.mark.parametrize("index", ["0", None, 1.0, [0, 1], (0, 1)], ids=repr)
+@pytest.mark.parametrize("index", ["0", None, 1.0, [0, 1.0], [[0]], [0, True], (0, 1)], ids=repr)
 def test_other_indices_are_a_type_error(make_explanation, index):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="index must be an int, a slice, or a list"):
         make_explanation()[0][index]
 
 
@@ -181,7 +217,10 @@ def test_a_part_and_an_empty_part_come_back(make_explanation, tmp_path):
 def test_more_than_ten_layers_come_back_in_order(make_explanation, tmp_path):
     explanation, _ = make_explanation()
     many = tuple(torch.full((3, 2, 2), float(index)) for index in range(12))
-    explanation = replace(explanation, positive=many, negative=many, layer_names=tuple(map(str, range(12))))
+    heads = torch.randn(12, 3, 4)
+    explanation = replace(
+        explanation, positive=many, negative=many, layer_names=tuple(map(str, range(12))), head_logits=heads
+    )
     assert_same(Explanation.load(explanation.save(tmp_path / "deep.npz")), explanation)
 
 
@@ -331,6 +370,205 @@ def test_damage_anywhere_is_a_value_error_or_harmless(make_explanation, tmp_path
 def test_bad_weights_are_named(make_explanation, change, error, name):
     with pytest.raises(error, match=name):
         make_explanation()[0].reweighted(**change)
+
+
+# ------------------------------------------------------------------------------------------- fields against each other
+
+SAMPLES, SEVERAL = torch.tensor([3, 0, 1]), torch.tensor([[1, 3], [0, 2], [2, 2]])
+FLAT = torch.rand(3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"saliency": 1}, TypeError, "saliency must be a torch.Tensor, got int"),
+        ({"saliency": torch.rand(3, 9)}, ValueError, "saliency must have 3 or 4 dimensions"),
+        ({"saliency": torch.ones(3, 9, 7, dtype=torch.int64)}, TypeError, "saliency must be of a floating-point dtype"),
+        ({"saliency": torch.rand(2, 9, 7)}, ValueError, r"probabilities must have shape \(2, K\), got \(3, 4\)"),
+        ({"saliency": torch.full((3, 9, 7), torch.nan)}, ValueError, "saliency by mhex must be finite"),
+        ({"target": 2}, TypeError, "target must be a torch.Tensor, got int"),
+        ({"target": torch.tensor([0, 1, 99])}, ValueError, r"target must lie in \[0, 3\], got values from 0 to 99"),
+        ({"target": torch.tensor([0, -7, 1])}, ValueError, r"target must lie in \[0, 3\], got values from -7 to 1"),
+        ({"target": torch.tensor([0.0, 1.0, 2.0])}, TypeError, "target must be of an integer dtype"),
+        ({"target": SEVERAL}, ValueError, r"target must have shape \(3,\), as saliency has it, got \(3, 2\)"),
+        ({"target": torch.tensor([0, 1])}, ValueError, r"target must have shape \(3,\)"),
+        ({"probabilities": torch.rand(3)}, ValueError, "probabilities must have 2 dimensions"),
+        ({"probabilities": torch.rand(3, 0)}, ValueError, r"probabilities must have shape \(3, K\)"),
+        ({"probabilities": torch.full((3, 4), 1.5)}, ValueError, r"probabilities must lie in \[0, 1\]"),
+        ({"probabilities": torch.full((3, 4), -0.5)}, ValueError, r"probabilities must lie in \[0, 1\]"),
+        ({"head_logits": torch.rand(2, 3, 4)}, ValueError, r"head_logits must have shape \(3, 3, 4\), got \(2, 3, 4\)"),
+        ({"head_logits": torch.rand(3, 3, 5)}, ValueError, r"head_logits must have shape \(3, 3, 4\)"),
+        ({"head_logits": torch.full((3, 3, 4), torch.inf)}, ValueError, "head_logits by mhex must be finite"),
+        ({"positive": ()}, ValueError, "positive must hold at least one layer"),
+        ({"positive": (FLAT,) * 2}, ValueError, "negative must have the shapes of positive, layer by layer"),
+        ({"negative": (FLAT,) * 3}, ValueError, "negative must have the shapes of positive, layer by layer"),
+        ({"positive": FLAT}, TypeError, "positive must be a sequence of tensors"),
+        ({"positive": (FLAT, FLAT, None)}, TypeError, r"positive\[2\] must be a torch.Tensor"),
+        ({"positive": (FLAT,), "negative": (FLAT,)}, ValueError, "layer_names must hold a name for each of 1 layers"),
+        (
+            {"positive": (FLAT[:2],) * 3, "negative": (FLAT[:2],) * 3},
+            ValueError,
+            r"positive\[0\] must have shape \(3, h, w\), as saliency has it, got \(2, 2, 2\)",
+        ),
+        (
+            {"positive": (FLAT, FLAT[:2], FLAT), "negative": (FLAT, FLAT[:2], FLAT)},
+            ValueError,
+            r"positive\[1\] must have shape \(3, h, w\)",
+        ),
+        (
+            {"positive": (FLAT, FLAT, FLAT[:, :0]), "negative": (FLAT, FLAT, FLAT[:, :0])},
+            ValueError,
+            "h and w at least 1",
+        ),
+        (
+            {"positive": (FLAT,) * 3, "negative": (FLAT, FLAT, FLAT * torch.nan)},
+            ValueError,
+            r"negative.2 by mhex must be finite",
+        ),
+        ({"layer_names": ("a", "b")}, ValueError, "layer_names must hold a name for each of 3 layers, got 2"),
+        ({"layer_names": "abc"}, TypeError, "layer_names must be a sequence of str, got str"),
+        ({"class_names": "abcd"}, TypeError, "class_names must be a sequence of str, got str"),
+        ({"class_names": ("a", "b")}, ValueError, "class_names must hold a name for each of 4 classes, got 2"),
+        ({"class_names": ("a", "b", "c", 4)}, TypeError, r"class_names\[3\] must be a str, got int"),
+        ({"method": None}, TypeError, "method must be a str, got NoneType"),
+        ({"options": {}}, TypeError, "options must be SaliencyOptions, got dict"),
+        ({"options": SaliencyOptions(layer_weights=[1.0])}, ValueError, "layer_weights must hold one number per layer"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None if isinstance(value, type) else value[:40],
+)
+def test_fields_that_do_not_fit_each_other_are_named(make_explanation, change, error, message):
+    with pytest.raises(error, match=message):
+        replace(make_explanation()[0], **change)
+
+
+def test_other_whole_numbers_and_sequences_are_brought_into_form(make_explanation):
+    explanation = replace(
+        make_explanation()[0],
+        target=SAMPLES.to(torch.uint8),
+        class_names=["a", "b", "c", "d"],
+        positive=list(make_explanation()[0].positive),
+    )
+    assert explanation.target.dtype == torch.int64
+    assert explanation.class_names == ("a", "b", "c", "d")
+    assert isinstance(explanation.positive, tuple)
+
+
+def test_maps_of_another_method_have_their_names_checked_too():
+    with pytest.raises(TypeError, match="class_names must be a sequence of str, got str"):
+        of_maps(torch.rand(2, 3, 3), class_names="abc")
+
+
+# ----------------------------------------------------------------------------------------------------- sizes of files
+
+
+def archive_of(explanation, path):
+    with np.load(explanation.save(path)) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def member(array, *, shape=None, descr=None):
+    """An array as .npy, with a head that says what it likes."""
+    file = io.BytesIO()
+    head = {"shape": array.shape if shape is None else shape, "fortran_order": False}
+    np.lib.format.write_array_header_1_0(file, {**head, "descr": descr or array.dtype.str})
+    return file.getvalue() + array.tobytes()
+
+
+def write_archive(path, members, *, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (3, 9, 10**11), (2**63, 2), (-1, 9, 7), (3, 9, 6), (0,)], ids=str)
+@pytest.mark.parametrize("name", ["saliency", "positive.1", "header"])
+def test_a_shape_that_a_file_does_not_hold_asks_for_no_memory(make_explanation, tmp_path, name, shape):
+    path = tmp_path / "claims.npz"
+    arrays = archive_of(make_explanation()[0], path)
+    write_archive(path, {key: member(value, shape=shape if key == name else None) for key, value in arrays.items()})
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"claims\.npz .*{name} says that it is"):
+        Explanation.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_no_other_compression_is_taken(make_explanation, tmp_path, compression):
+    """Ten kilobytes of bzip2 can be a gigabyte."""
+    path = tmp_path / "x.npz"
+    arrays = archive_of(make_explanation()[0], path)
+    write_archive(path, {name: member(value) for name, value in arrays.items()}, compression=compression)
+    with pytest.raises(ValueError, match=r"x\.npz .*says that it holds .* bytes, which it cannot"):
+        Explanation.load(path)
+
+
+def test_a_directory_that_claims_more_than_the_file_is_refused(make_explanation, tmp_path):
+    path = tmp_path / "x.npz"
+    whole = bytearray(make_explanation()[0].save(path).read_bytes())
+    entry = whole.rindex(b"PK\x01\x02")
+    for field, claim in ((24, 2**31), (20, 2**31)):  # the size, then what it takes in the file as well
+        whole[entry + field : entry + field + 4] = claim.to_bytes(4, "little")
+        path.write_bytes(whole)
+        with pytest.raises(ValueError, match=r"x\.npz .*(which it cannot|hold more than its)"):
+            Explanation.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"options": {"beta": 0.5}}, "options must hold"),
+        ({"options": None}, "AttributeError"),
+        ({"colour": 1}, "header must hold"),
+        ({"class_names": "abcd"}, "class_names must be a sequence"),
+        ({"class_names": [1, 2, 3, 4]}, r"class_names\[0\] must be a str"),
+        ({"layer_names": ["a"]}, "layer_names must hold"),
+        ({"method": None}, "method must be a str"),
+        ({"method": float("nan")}, "numbers must be finite, got NaN"),
+    ],
+    ids=repr,
+)
+def test_a_header_that_could_not_have_been_written_is_refused(make_explanation, tmp_path, change, message):
+    path = tmp_path / "x.npz"
+    arrays = archive_of(make_explanation()[0], path)
+    header = json.loads(arrays["header"].tobytes()) | change
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=rf"x\.npz .*{message}"):
+        Explanation.load(path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_ten_thousand_mutations_of_a_file_are_refused_or_valid(make_explanation, tmp_path):
+    """Half of them to bytes, half of them inside, with checksums that are right again."""
+    path = tmp_path / "mutated.npz"
+    explanation = make_explanation(SEVERAL, beta=0.25)[0]
+    whole = explanation.save(path).read_bytes()
+    chance = random.Random(15)
+    counts = collections.Counter()
+    streams = {"bytes": mutations.of_bytes(whole, chance), "inside": mutations.of_archive(whole, chance)}
+    for kind in ("bytes", "inside") * 5000:
+        path.write_bytes(next(streams[kind]))
+        start = time.perf_counter()
+        try:
+            loaded = Explanation.load(path)
+        except ValueError as error:
+            assert "mutated.npz" in str(error)  # noqa: PT017 - what is harmless need not be refused
+            counts[kind, "refused"] += 1
+        else:
+            if kind == "bytes":
+                assert_same(loaded, explanation)
+            replace(loaded)  # it fits together,
+            assert loaded.reweighted(beta=1.0).saliency.shape == loaded.saliency.shape
+            again = Explanation.load(loaded.save(tmp_path / "again.npz"))  # and is kept as it is
+            assert_same(again, loaded)
+            counts[kind, "loaded"] += 1
+        assert time.perf_counter() - start < 5
+    print(dict(counts))  # noqa: T201 - what -s shows
+    assert not hasattr(np, "mhex_trap")
+    assert counts["bytes", "refused"] > 4000
+    assert counts["inside", "refused"] > 3000
 
 
 # ------------------------------------------------------------------------------------------------- of other methods

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from mhex_core import SaliencyOptions, adjusted_weights, equivalent_matrix, salience_sharpness
+from mhex_core import (
+    MHEXBlock,
+    SaliencyOptions,
+    adjusted_weights,
+    equivalent_matrix,
+    salience_sharpness,
+    saliency_maps,
+)
 
 RULES = [
     {},
@@ -189,3 +196,17 @@ M = torch.zeros(2, 3)
 def test_bad_arguments_are_named(call, error, name):
     with pytest.raises(error, match=name):
         call()
+
+
+def test_a_matrix_of_shapes_alone_has_its_shape():
+    """The device "meta", on which nothing is calculated, knows no autocast."""
+    gate, head = torch.randn(4, 4, device="meta"), torch.randn(3, 4, device="meta")
+    assert equivalent_matrix(gate, head).shape == (3, 4)
+    with torch.device("meta"):
+        block = MHEXBlock(4, 3)
+    assert block.equivalent_matrix().is_meta
+    layers = [torch.randn(2, 4, 5, 5, device="meta")]
+    maps = saliency_maps(layers, [block.equivalent_matrix()], 0, size=9, backend="reference")
+    assert (maps.shape, maps.device.type) == ((2, 9, 9), "meta")
+    with pytest.raises(ValueError, match="head_weight must be on the device of gate_weight, meta, got cpu"):
+        equivalent_matrix(gate, torch.randn(3, 4))

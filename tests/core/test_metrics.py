@@ -108,6 +108,16 @@ def test_every_sample_is_brought_to_zero_and_one_by_itself(shape):
         (lambda: relative_drop(torch.zeros(2), torch.zeros(3)), ValueError, "after must have the shape of before"),
         (lambda: curve_area(torch.zeros(2, 3), torch.zeros(2)), ValueError, "fractions must hold 3 numbers"),
         (lambda: curve_area(torch.zeros(2, 2), torch.tensor([1.0, 0.0])), ValueError, "ascending"),
+        (lambda: min_max(torch.tensor([[math.nan, 1.0, 2.0]])), ValueError, "maps must be finite"),
+        (lambda: min_max(torch.tensor([[math.inf, 1.0, 2.0]])), ValueError, "maps must be finite"),
+        (lambda: min_max(torch.full((1, 2, 2), math.nan)), ValueError, "maps must be finite"),
+        (lambda: relative_drop(torch.tensor([math.nan]), torch.tensor([0.1])), ValueError, "before must be finite"),
+        (lambda: relative_drop(torch.tensor([0.1]), torch.tensor([math.nan])), ValueError, "after must be finite"),
+        (
+            lambda: curve_area(torch.tensor([[0.0, math.nan]]), torch.tensor([0.0, 1.0])),
+            ValueError,
+            "values must be finite",
+        ),
     ],
 )
 def test_errors_name_the_argument(call, error, message):

@@ -1,12 +1,21 @@
 """Maps: against the oracle, in every layout and dtype, and what must hold for any input."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from mhex_core import SaliencyOptions, SignedMaps, combine_maps, saliency_maps, signed_maps
+from mhex_core import (
+    SaliencyOptions,
+    SaliencyPlan,
+    SignedMaps,
+    combine_maps,
+    saliency_maps,
+    signed_maps,
+    token_saliency,
+)
 
 SETTINGS = [
     {},
@@ -89,6 +98,15 @@ def test_a_target_means_the_same_in_every_spelling(make_layers):
     )
     order = torch.tensor([[0, 1, 2, 3]] * 2, dtype=torch.int32)
     assert_close(saliency_maps(activations, matrices, order, size=7), everything, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "target", [np.int64(2), np.array(2), torch.tensor(2), torch.tensor(2, dtype=torch.uint8), [2, 2], (2, np.int32(2))]
+)
+@pytest.mark.parametrize("size", [np.int64(7), torch.tensor(7), (np.int32(7), torch.tensor(7))], ids=str)
+def test_whole_numbers_may_be_of_any_library(make_layers, target, size):
+    layers = make_layers()
+    assert_close(saliency_maps(*layers, target, size=size), saliency_maps(*layers, 2, size=7), rtol=0, atol=0)
 
 
 def test_size_may_be_one_int(make_layers):
@@ -344,7 +362,9 @@ MAPS = SignedMaps((torch.zeros(2, 4, 4),), (torch.zeros(2, 4, 4),))
         ({"target": True}, TypeError, "target"),
         ({"target": 1.0}, TypeError, "target"),
         ({"target": None}, TypeError, "target"),
-        ({"target": [0, 1]}, TypeError, "target"),
+        ({"target": [0, 1.5]}, TypeError, r"target\[1\]"),
+        ({"target": [0, 1, 2]}, ValueError, "target"),
+        ({"target": [[0], [1]]}, TypeError, r"target\[0\]"),
         ({"target": "first"}, ValueError, "target"),
         ({"target": 5}, ValueError, "target"),
         ({"target": -1}, ValueError, "target"),
@@ -354,15 +374,30 @@ MAPS = SignedMaps((torch.zeros(2, 4, 4),), (torch.zeros(2, 4, 4),))
         ({"target": torch.tensor([0.0, 1.0])}, TypeError, "target"),
         ({"target": torch.tensor([True, False])}, TypeError, "target"),
         ({"target": torch.tensor([0])}, ValueError, "target"),
-        ({"target": torch.tensor(0)}, ValueError, "target"),
+        ({"target": torch.tensor(5)}, ValueError, "target"),
+        ({"target": torch.tensor(0.0)}, TypeError, "target"),
         ({"target": torch.zeros(2, 0, dtype=torch.int64)}, ValueError, "target"),
         ({"size": 0}, ValueError, "size"),
         ({"size": True}, TypeError, "size"),
         ({"size": 4.0}, TypeError, "size"),
         ({"size": (4, 4, 4)}, ValueError, "size"),
-        ({"size": (4, True)}, TypeError, r"size\[1\]"),
+        ({"size": (4, True)}, TypeError, "size must be an int"),
         ({"size": (-4, 4)}, ValueError, r"size\[0\]"),
         ({"size": "44"}, TypeError, "size"),
+        ({"size": (1, 2**32 + 8)}, ValueError, "size must be at most 2147483647 along each side"),
+        ({"size": 2**31}, ValueError, "size must be at most 2147483647 along each side"),
+        ({"size": torch.tensor(4.0)}, TypeError, "size"),
+        ({"matrices": [M.to("meta")]}, ValueError, r"matrices\[0\] must be on the device of .*, cpu, got meta"),
+        ({"matrices": SaliencyPlan([M.to("meta")])}, ValueError, r"matrices\[0\] must be on the device"),
+        ({"activations": [A.to("meta")]}, ValueError, r"matrices\[0\] must be on the device of .*, meta, got cpu"),
+        ({"activations": [A, A.to("meta")], "matrices": [M, M]}, ValueError, r"matrices\[1\] must be on the device"),
+        ({"target": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "target must hold values"),
+        ({"matrices": [M[:0]], "target": "all"}, ValueError, "must have at least one class"),
+        ({"activations": [A.to(torch.float8_e4m3fn)]}, TypeError, r"activations\[0\] .* of 16, 32 or 64 bits"),
+        ({"matrices": [M.to(torch.float8_e5m2)]}, TypeError, r"matrices\[0\] .* of 16, 32 or 64 bits"),
+        ({"beta": 10**400}, ValueError, r"beta must be in \[0, 1\], got inf"),
+        ({"exponent": 10**4000}, ValueError, "exponent must be at least 0, got inf"),
+        ({"layer_weights": torch.ones(1, requires_grad=True)}, ValueError, "layer_weights must not require a gradient"),
         ({"beta": True}, TypeError, "beta"),
         ({"beta": -0.1}, ValueError, "beta"),
         ({"tau_pos": -1}, ValueError, "tau_pos"),
@@ -396,6 +431,36 @@ def test_bad_arguments_are_named(changes, error, name):
         (lambda: combine_maps(SignedMaps(MAPS.positive, MAPS.negative * 2), size=8), ValueError, r"maps\.negative"),
         (lambda: combine_maps(SignedMaps((M,), (M,)), size=8), ValueError, r"maps\.positive\[0\]"),
         (lambda: combine_maps(MAPS, size=0), ValueError, "size"),
+        (lambda: combine_maps(MAPS, size=(2**31, 1)), ValueError, "size must be at most"),
+        *(
+            (
+                lambda maps=maps, backend=backend: combine_maps(SignedMaps(maps, maps), size=8, backend=backend),
+                *expected,
+            )
+            for backend in ("auto", "reference")
+            for maps, *expected in (
+                ((A[:1, 0], A[:, 0]), ValueError, r"maps\.positive\[1\] must have shape \(1, h, w\)"),
+                ((A[:, :1], A), ValueError, r"maps\.positive\[1\] must have shape \(2, 1, h, w\)"),
+                ((A[:, 0], A), ValueError, r"maps\.positive\[1\] must have shape \(2, h, w\)"),
+                ((A[:, 0, :0],), ValueError, r"maps\.positive\[0\] .* h and w at least 1"),
+                ((A[:, 0], A[:, 0].to("meta")), ValueError, r"maps\.positive\[1\] must be on the device"),
+            )
+        ),
+        (
+            lambda: combine_maps(SignedMaps((A[:, 0],), (A[:, 0].to("meta"),)), size=8),
+            ValueError,
+            r"maps\.negative\[0\] must be on the device",
+        ),
+        (
+            lambda: token_saliency([A[:, 0]], [M[:, [0, 0, 1, 2]].to("meta")], 0),
+            ValueError,
+            r"matrices\[0\] must be on",
+        ),
+        (
+            lambda: token_saliency([A[:, 0]], [M[:, [0, 0, 1, 2]]], 0, mask=torch.ones(2, 4, device="meta")),
+            ValueError,
+            "mask must hold values",
+        ),
         (lambda: combine_maps(MAPS, size=8, options=0.5), TypeError, "options"),
         (
             lambda: combine_maps(MAPS, size=8, options=SaliencyOptions(layer_weights=[1, 2])),

@@ -87,7 +87,7 @@ def test_a_padded_batch_scores_each_text_as_it_would_be_scored_alone():
     def run(x, mask):
         activations, head = [], None
         for block in blocks:
-            gated, head = block(x, torch.tanh(x), mask)
+            gated, head = block(x, torch.tanh(x), mask, channels_last=True)
             activations.append(head.activation)
             x = gated + torch.tanh(x)
         scores = token_saliency(activations, [block.equivalent_matrix() for block in blocks], 1, beta=0.5, mask=mask)

@@ -1,7 +1,10 @@
 """Inputs at the edge: nothing there, too much there, and numbers that are none."""
 
+import importlib.util
 import os
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,6 +170,49 @@ def test_layers_that_cancel_leave_zeros(make):
         assert not ours.any()
 
 
+# --------------------------------------------------------------------------------------------- operators called as such
+
+RULE = (0.0, 0.0, False, 1.0)
+
+
+def raw(name, layer=None, *, size=(4, 4)):
+    """`torch.ops.mhex` itself, which anybody may call past the checks of Python."""
+    layer = torch.rand(2, 3, 4, 4) if layer is None else layer
+    operators = torch.ops.mhex
+    if name == "combine_maps":
+        return operators.combine_maps([layer], [layer], 0.0, [1.0], *size, False)
+    problem = ([layer], [torch.ones(5, 3)], [torch.ones(2, 3)], None, *RULE, True)
+    return (
+        operators.signed_maps(*problem)
+        if name == "signed_maps"
+        else operators.saliency_maps(*problem, 0.0, [1.0], *size, False)
+    )
+
+
+@pytest.mark.parametrize("name", ["saliency_maps", "signed_maps", "combine_maps"])
+@pytest.mark.parametrize("shape", [(2, 3, 0, 4), (2, 3, 4, 0), (2, 3, 0, 0)], ids=str)
+def test_an_operator_refuses_layers_without_positions(name, shape):
+    with pytest.raises(RuntimeError, match="at least one position"):
+        raw(name, torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", ["saliency_maps", "combine_maps"])
+@pytest.mark.parametrize("size", [(1, 2**32 + 8), (2**31, 1), (-1, 4), (0, 4), (4, 0)], ids=str)
+def test_an_operator_refuses_sizes_that_it_cannot_count(name, size):
+    with pytest.raises(RuntimeError, match=r"must lie in \[0, 2\^31 - 1\]|must have at least one pixel"):
+        raw(name, size=size)
+
+
+def test_an_operators_errors_name_no_folder_of_who_built_it():
+    with pytest.raises(RuntimeError) as caught:
+        raw("saliency_maps", torch.zeros(2, 3, 0, 4))
+    assert not re.search(r"(^|[\s(])/\S+\.(h|cpp|cuh?):", str(caught.value))
+    library = Path(importlib.util.find_spec("mhex_core._C").origin).read_bytes()
+    sources = re.findall(rb"[\x20-\x7e]+\.(?:h|cpp|inl)\x00", library)
+    assert sources
+    assert not [path for path in sources if path.startswith(b"/")]
+
+
 # ----------------------------------------------------------------------------------------------------------- not finite
 
 
@@ -205,6 +251,30 @@ def test_a_range_too_wide_for_float32_is_no_map_of_ones(backend):
     layer = torch.tensor([[3e38, -3e38], [0.0, 1.0]]).reshape(1, 1, 2, 2)
     ours = saliency_maps([layer], [torch.ones(1, 1)], 0, size=2, rectify=False, backend=backend)
     assert not (ours[0, 1] == 1).any()
+
+
+INFINITE = torch.tensor([[float("inf"), 1.0, 0.5], [1.0, 1.0, -float("inf")], [-2.0, float("nan"), 1.0]])
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [{}, {"tau_pos": 0.0, "tau_neg": 0.0}, *({"sharpness": "soft", "exponent": a} for a in (0.0, 0.5, 2.0))],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_infinite_weights_mean_the_same_to_all(rule, dtype, channels_last):
+    """The sharpness of infinity is inf / inf, no number; that of what stands beside it in a channel is 0."""
+    options = SaliencyOptions(beta=1.0, **rule)
+    layer = 1 + torch.rand(1, 3, 5, 5, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    layer = layer.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    for entries in (INFINITE, INFINITE.nan_to_num(nan=1.0, neginf=-2.0, posinf=torch.inf), -INFINITE):
+        ours, theirs = (
+            signed_maps([layer], [entries.to(dtype)], "all", options=options, backend=backend)
+            for backend in ("native", "reference")
+        )
+        for name in ("positive", "negative"):
+            assert_close(getattr(ours, name)[0], getattr(theirs, name)[0], equal_nan=True)
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])

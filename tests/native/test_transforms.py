@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -281,6 +282,72 @@ def test_fake_tensors_have_the_shape(target):
     with torch._subclasses.fake_tensor.FakeTensorMode():
         ours = maps(torch.randn(2, 3, 4, 4), torch.randn(4, 3), target)
     assert ours.shape[-2:] == (5, 6)
+
+
+@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+def test_fake_targets_have_no_values_to_look_at(backend):
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        layer, matrix = torch.randn(2, 3, 4, 4), torch.randn(4, 3)
+        for shape in ((2,), (2, 3), ()):
+            target = torch.zeros(shape, dtype=torch.int64)
+            for call in (maps, tokens, halves):
+                assert call(layer, matrix, target, backend=backend).shape[0] == 2
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.*:FutureWarning")
+@jit_warning
+@every_call
+def test_a_trace_of_torch_jit_follows_the_reference(call):
+    traced = torch.jit.trace(lambda layer, target: call(layer, MATRIX, target, backend="auto"), (LAYER, TARGET))
+    other = random(2, 3, 4, 5, seed=7)
+    assert_close(traced(other, TARGET.flip(0)), call(other, MATRIX, TARGET.flip(0), backend="reference"))
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot follow"):
+        torch.jit.trace(lambda layer: call(layer, MATRIX, 0, backend="native"), (LAYER,))
+
+
+# -------------------------------------------------------------------------------------------- gradients that go forward
+
+
+@jit_warning
+@every_call
+@pytest.mark.parametrize("of", ["layer", "matrix", "both"])
+def test_a_tangent_goes_through_as_in_the_reference_or_is_refused(call, of):
+    """Of dual tensors, which do not say that they require a gradient."""
+    with forward_ad.dual_level():
+        layer, matrix = LAYER, MATRIX
+        if of != "matrix":
+            layer = forward_ad.make_dual(LAYER, random(*LAYER.shape, seed=5))
+        if of != "layer":
+            matrix = forward_ad.make_dual(MATRIX, random(*MATRIX.shape, seed=6))
+        ours, theirs = (
+            forward_ad.unpack_dual(call(layer, matrix, backend=backend)).tangent for backend in ("auto", "reference")
+        )
+        assert theirs.any()
+        assert_close(ours, theirs)
+        with pytest.raises(RuntimeError, match="kernels know no gradients that go forward"):
+            call(layer, matrix, backend="native")
+    # Beyond the level there is nothing left of it.
+    assert_close(call(LAYER, MATRIX, backend="native"), call(LAYER, MATRIX, backend="reference"))
+
+
+@jit_warning
+@every_call
+def test_a_tangent_is_the_slope_along_it(call):
+    direction, step = random(*LAYER.shape, seed=5), 1e-6
+    slope = (call(LAYER + step * direction) - call(LAYER - step * direction)) / (2 * step)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(LAYER, direction)
+        tangent = forward_ad.unpack_dual(call(dual, backend="auto")).tangent
+    assert_close(tangent, slope, rtol=1e-4, atol=1e-4)
+
+
+@every_call
+def test_a_tangent_of_the_matrix_alone_goes_through_torch_func(call):
+    ours, theirs = (
+        jvp(lambda matrix: call(LAYER, matrix, backend=backend), (MATRIX,), (random(*MATRIX.shape, seed=6),))[1]  # noqa: B023
+        for backend in ("auto", "reference")
+    )
+    assert_close(ours, theirs)
 
 
 # ------------------------------------------------------------------------------------------------------- modes, threads

@@ -234,7 +234,12 @@ def test_a_layer_of_ones_own_choice_and_half_precision(tokenizer):
         ({"texts_or_batch": "good", "batch_size": 0}, ValueError, "batch_size"),
         ({"texts_or_batch": "good", "max_length": 0}, ValueError, "max_length"),
         ({"texts_or_batch": "good", "target": [1, 2]}, ValueError, "target must have shape"),
-        ({"texts_or_batch": "good", "target": "good"}, TypeError, "target must be an int"),
+        (
+            {"texts_or_batch": "good", "target": "grand"},
+            ValueError,
+            r"target must be one of the classes \(.*\) or its number",
+        ),
+        ({"texts_or_batch": "good", "target": "all"}, ValueError, r"target must be one of the classes \(.*, got 'all'"),
         ({"texts_or_batch": "good", "beta": 2}, ValueError, "beta"),
         ({"texts_or_batch": "good", "layers": []}, ValueError, "layers"),
         ({"texts_or_batch": "good", "layer_weights": [1.0]}, ValueError, "layer_weights"),

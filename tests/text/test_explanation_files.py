@@ -1,7 +1,10 @@
 """Explanations of texts as JSON and as pages, and read back."""
 
+import collections
 import json
 import math
+import random
+import time
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ import torch
 from mhex_text.explanation import Explanation
 from mhex_text.rendering import html_fragment
 
+from .. import mutations  # noqa: TID252
 from .conftest import LAYERS, Case
 
 HOSTILE = (
@@ -118,8 +122,44 @@ def test_files_that_are_something_else(case, tmp_path):
 
 def test_a_newer_version_is_refused(case):
     text = damage(case.explain().to_json(), lambda d: d.update(version=3, news=1))
-    with pytest.raises(ValueError, match=r"^source must be of version 2 or older, got version 3, which a newer"):
+    with pytest.raises(ValueError, match=r"version 2 or older; the text is of version 3, which a newer mhex-text"):
         Explanation.from_json(text)
+
+
+@pytest.mark.parametrize("version", [3, 99, 10**400], ids=["3", "99", "huge"])
+def test_a_newer_file_is_named(case, tmp_path, version):
+    path = tmp_path / "newer.json"
+    path.write_text(damage(case.explain().to_json(), lambda d: d.update(version=version)))
+    with pytest.raises(ValueError, match=r"newer\.json is of version \d{1,20}, which a newer"):
+        Explanation.from_json(path)
+
+
+@pytest.mark.slow
+def test_ten_thousand_mutations_of_a_file_are_refused_or_valid(case, tmp_path):
+    """Half of them to bytes, half of them to what the JSON holds."""
+    path = tmp_path / "mutated.json"
+    whole = case.explain(beta=0.25)[:1].to_json().encode()
+    chance = random.Random(15)
+    streams = {"bytes": mutations.of_bytes(whole, chance), "json": mutations.of_json(whole, chance)}
+    counts = collections.Counter()
+    for kind in ("bytes", "json") * 5000:
+        path.write_bytes(next(streams[kind]))
+        start = time.perf_counter()
+        try:
+            loaded = Explanation.from_json(path)
+        except ValueError as error:
+            assert "mutated.json" in str(error)  # noqa: PT017 - what is harmless need not be refused
+            counts[kind, "refused"] += 1
+        else:
+            # It fits together, is kept as it is, and can be weighed and shown.
+            assert Explanation.from_json(loaded.to_json()) == loaded
+            assert len(loaded.reweighted(beta=1.0)) == len(loaded)
+            assert str(loaded) or not len(loaded)
+            counts[kind, "loaded"] += 1
+        assert time.perf_counter() - start < 5
+    print(dict(counts))  # noqa: T201 - what -s shows
+    assert counts["bytes", "refused"] > 4500
+    assert counts["json", "refused"] > 4500
 
 
 def test_an_interrupted_write_leaves_what_was_there(case, tmp_path, monkeypatch):

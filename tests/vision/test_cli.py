@@ -390,7 +390,7 @@ ERRORS = [
     ("explain --checkpoint {run} --input {image} --out {file}", "{file}"),
     ("explain --checkpoint {run} --input {image} --out {file}/below", "--out: Not a directory: {file}/below"),
     ("explain --checkpoint {run} --input {mixed} --out {mixed}", "--out must be another folder than --input"),
-    (f"{EXPLAIN} --target grey", "--target must be one of the classes (dark, light cells), got 'grey'"),
+    (f"{EXPLAIN} --target grey", "--target must be one of the classes (dark, light cells) or its number, got 'grey'"),
     (f"{EXPLAIN} --target 2", "--target must be one of the classes"),
     (f"{EXPLAIN} --target -1", "--target must be one of the classes"),
     (f"{EXPLAIN} --beta 2", "beta"),

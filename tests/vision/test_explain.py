@@ -5,6 +5,7 @@ import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch.nn.parallel import scatter_gather
 from torch.testing import assert_close
 
 from mhex_core import saliency_maps
-from mhex_vision import ClassifierOutput, Preprocessing
+from mhex_vision import ClassifierOutput, Preprocessing, explain_by
 
 every_kind = pytest.mark.parametrize(
     ("classifier", "gate", "objective"),
@@ -97,7 +98,20 @@ def test_maps_have_the_size_asked_for(make_classifier, make_images, size, expect
         (torch.zeros(2, 3, 8, 8), {"target": "everything"}, ValueError, "target"),
         (torch.zeros(2, 3, 8, 8), {"target": torch.tensor([0.0, 1.0])}, TypeError, "target"),
         (torch.zeros(2, 3, 8, 8), {"target": torch.tensor([0])}, ValueError, "target"),
-        (torch.zeros(2, 3, 8, 8), {"target": [0, 1]}, TypeError, "target"),
+        (torch.zeros(2, 3, 8, 8), {"target": [0, 1.5]}, TypeError, r"target\[1\] must be an int"),
+        (
+            torch.zeros(2, 3, 8, 8),
+            {"target": ["disc", 1]},
+            ValueError,
+            r"target\[0\] must be the number of a class below 3",
+        ),
+        (torch.zeros(2, 1, 8, 8), {}, ValueError, r"images must have shape \(B, 3, H, W\), got \(2, 1, 8, 8\)"),
+        (
+            torch.full((2, 3, 8, 8), torch.nan),
+            {},
+            ValueError,
+            "by mhex must be finite.*look for it in network and input",
+        ),
         (torch.zeros(2, 3, 8, 8), {"size": 0}, ValueError, "size"),
     ],
     ids=lambda value: repr(value)[:30],
@@ -272,3 +286,25 @@ def test_it_compiles_as_one_graph(make_classifier, make_images, training):
         output = torch.compile(model, backend="eager", fullgraph=True)(images)
     assert isinstance(output, ClassifierOutput)
     assert_close(output, expected)
+
+
+def test_classes_may_be_called_by_their_names(make_classifier, make_images):
+    """One lookup for images and texts, for Python and the command line."""
+    model, images = make_classifier().with_metadata(class_names=("disc", "2", "ring")), make_images()
+    for target, number in (
+        ("ring", 2),
+        ("2", 1),
+        ("0", 0),
+        (np.int64(2), 2),
+        (["ring", "2"], [2, 1]),
+        ((0, "ring"), [0, 2]),
+    ):
+        expected = model.explain(images, torch.tensor(number) if isinstance(number, list) else number)
+        for explanation in (model.explain(images, target), explain_by(model, images, "mhex", target)):
+            assert explanation.target.tolist() == expected.target.tolist()
+            assert_close(explanation.saliency, expected.saliency, rtol=0, atol=0)
+        assert explain_by(model, images, "random", target).target.tolist() == expected.target.tolist()
+    with pytest.raises(
+        ValueError, match=r"target must be one of the classes \(disc, 2, ring\) or its number, got 'disk'"
+    ):
+        model.explain(images, "disk")

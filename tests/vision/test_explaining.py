@@ -83,7 +83,7 @@ def test_of_the_classifiers_own_saliency_the_layers_come_along(images):
         ({"method": 3}, TypeError, "method must be a name or an explainer, got int"),
         ({"method": "mhex"}, TypeError, "must be an MHEXClassifier for its own saliency"),
         ({"target": 3}, ValueError, r"target must lie in \[0, 2\], got 3"),
-        ({"target": "most"}, ValueError, "target must be one of 'all'"),
+        ({"target": "most"}, ValueError, "target must be one of the classes \\(a, b, c\\) or its number, got 'most'"),
         ({"images": torch.zeros(3, 28, 28)}, ValueError, "images must have 4 dimensions"),
         ({"model": "vit"}, TypeError, "model must be an nn.Module"),
         ({"keep_images": 1}, TypeError, "keep_images must be a bool"),

@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <vector>
 
@@ -78,8 +77,8 @@ class Weights {
           Acc weight = matrix[k];
           if (problem_.sharpness.soft) {
             weight *= std::pow(sharpness, static_cast<Acc>(problem_.sharpness.exponent));
-          } else if (!(sharpness >= tau) && size <= std::numeric_limits<Acc>::max()) {
-            continue;
+          } else if (!(sharpness >= tau)) {
+            weight = size * 0;  // of infinity, whose sharpness is not a number, that is none either
           }
           if (weight == 0) continue;
           channels_[start + count] = k;

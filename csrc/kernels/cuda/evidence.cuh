@@ -55,7 +55,7 @@ __device__ inline Acc weight_of(const Sharpness& rule, Acc entry, Acc sum, int s
   const Acc sharpness = size / (sum + static_cast<Acc>(1e-8));
   if (rule.soft) return entry * power(sharpness, static_cast<Acc>(rule.exponent));
   const Acc tau = static_cast<Acc>(sign == 0 ? rule.tau_pos : rule.tau_neg);
-  return !(sharpness >= tau) && size == size ? Acc(0) : entry;
+  return sharpness >= tau ? entry : size * Acc(0);  // of infinity, whose sharpness is not a number, that is none either
 }
 
 // Where the weight of a channel for a row lies. By row, a packet's weights are cut into quads, and one quad of all units

@@ -51,9 +51,9 @@ def test_other_dtypes_and_layouts():
     torch.testing.assert_close(positive[0], part.T.double(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1e39, 1e300])
 def test_what_is_not_finite_cannot_be_packed(value):
-    part = torch.tensor([[0.0, value]])
+    part = torch.tensor([[0.0, value]], dtype=torch.float64)
     with pytest.raises(ValueError, match="evidence must be finite"):
         packed([torch.zeros(1, 2)], [part])
 

@@ -225,3 +225,11 @@ def test_it_is_written_in_one_step_and_a_frame_holds_it(tmp_path):
     assert 'sandbox="allow-scripts"' in frame
     with pytest.raises(ValueError, match="height must be"):
         notebook_frame(page, height=0)
+
+
+@pytest.mark.parametrize(
+    "kind", ["image/png</script><script>alert(1)</script>", "image/svg+xml", "text/html", "", None]
+)
+def test_a_picture_is_of_a_kind_that_pages_show(kind):
+    with pytest.raises((TypeError, ValueError), match="media_type must be"):
+        Picture(b"", kind, 1, 1)

@@ -153,7 +153,7 @@ def test_options_reach_the_engine(run_folder, photos, tmp_path, monkeypatch):
         ("--resolution tiny", "--resolution must be full, native or a side in pixels, got 'tiny'"),
         ("--resolution 0", "--resolution must be full, native or a side in pixels, got '0'"),
         ("--address auto --engine embedded", "--address must come with --engine ray, got --engine embedded"),
-        ("--target square", "--target must be one of the classes (disc, ring, cross), got 'square'"),
+        ("--target square", "--target must be one of the classes (disc, ring, cross) or its number, got 'square'"),
         ("--beta 2", "beta"),
         ("--image-column x", "--image-column must come with Parquet files"),
         ("--input nowhere", "there is no nowhere"),

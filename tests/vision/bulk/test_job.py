@@ -203,7 +203,28 @@ def test_overlays_are_pictures_at_the_images_size(make_job, run_folder, images):
     assert np.abs(shown - expected).mean() < 6  # JPEG, of a small and busy picture
 
 
-def test_maps_that_are_no_numbers_do_not_stop_a_run(make_job, run_folder, tmp_path, images):
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_an_image_without_numbers_does_not_stop_a_run(make_job, run_folder, images, dtype, monkeypatch):
+    """As where half precision overflows: its row says so, and the others are what they are without it."""
+    job = make_job(run_folder, dtype=dtype, overlays=True)
+    expected = explained(job, images[:16])
+    normalize = Preprocessing.normalize
+
+    def overflowing(self, pictures):
+        ready = normalize(self, pictures)
+        ready[torch.tensor([3, 7])] = torch.inf
+        return ready
+
+    monkeypatch.setattr(Preprocessing, "normalize", overflowing)
+    rows = explained(job, images[:16])
+    lost = np.isin(np.arange(16), (3, 7))
+    assert (read_saliency(rows)[lost] == 0).all()
+    assert (np.isnan(rows.column("probability").to_numpy()) == lost).all()
+    for name in expected.schema.names:
+        assert rows.column(name).take(np.flatnonzero(~lost)) == expected.column(name).take(np.flatnonzero(~lost)), name
+
+
+def test_of_a_network_without_numbers_every_row_says_so(make_job, run_folder, tmp_path, images):
     broken = load_classifier(run_folder)
     with torch.no_grad():
         next(broken.parameters()).fill_(3e38)  # finite, as what is loaded must be; sums of it are not

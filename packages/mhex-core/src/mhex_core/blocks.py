@@ -34,7 +34,8 @@ class BlockOutput(NamedTuple):
 class MHEXBlock(nn.Module):
     """Attention gate and supervision head on one residual connection.
 
-    Tensors of rank 3 are token sequences (B, T, C); tensors of any other rank are channels-first (B, C, *).
+    Tensors are channels-first, (B, C, *), unless a call says `channels_last`: sequences of tokens are (B, T, C), and a
+    rank does not tell them from signals (B, C, length).
 
     Args:
         channels: C, the width of the residual connection.
@@ -63,6 +64,7 @@ class MHEXBlock(nn.Module):
         branch: Tensor,
         mask: Tensor | None = None,
         *,
+        channels_last: bool = False,
         prefix: int = 0,
         reuse_branch: bool = False,
         shortcut_first: bool = False,
@@ -70,9 +72,10 @@ class MHEXBlock(nn.Module):
         """Gate the shortcut and read the head.
 
         Args:
-            shortcut: x, (B, C, *) or (B, T, C), after the projection if the connection has one.
+            shortcut: x, (B, C, *), after the projection if the connection has one.
             branch: r, of the same shape, the residual branch before the addition.
-            mask: (B, *) or (B, T), true (or 1) where a position is real. Others take no part in the averages.
+            mask: (B, *), true (or 1) where a position is real. Others take no part in the averages.
+            channels_last: Whether shortcut and branch are (B, *, C), as tokens (B, T, C) are.
             prefix: How many of the first tokens take no part in the averages either, such as a class token. Tokens
                 only, and without a mask.
             reuse_branch: Whether the sum may be written over `branch`, for callers who need it no more: it saves a
@@ -86,28 +89,35 @@ class MHEXBlock(nn.Module):
         Raises:
             ValueError: The shapes do not fit each other or the block.
         """
-        self._check(shortcut, branch, mask)
-        if prefix and (mask is not None or shortcut.ndim != 3 or not 0 < prefix < shortcut.shape[1]):
+        self._check(shortcut, branch, mask, channels_last=channels_last)
+        tokens = channels_last and shortcut.ndim == 3
+        if prefix and (mask is not None or not tokens or not 0 < prefix < shortcut.shape[1]):
             raise ValueError(
-                f"prefix must be less than the number of tokens of (B, T, C), and stand without a mask, got {prefix} "
-                f"with shape {tuple(shortcut.shape)}"
+                "prefix must be less than the number of tokens of (B, T, C), with channels_last and without a mask, "
+                f"got {prefix} with shape {tuple(shortcut.shape)} and channels_last={channels_last}"
             )
         if not self.gated and self.activation == "sum":
             # The mean of the sum is the sum of the means, and one pass instead of two.
             activation = residual_sum(branch, shortcut, reuse_branch=reuse_branch, shortcut_first=shortcut_first)
-            hidden = self.gate(torch.relu(mean_over_positions(activation, mask, prefix=prefix)))
+            mean = mean_over_positions(activation, mask, prefix=prefix, channels_last=channels_last)
+            hidden = self.gate(torch.relu(mean))
             return shortcut, BlockOutput(hidden, self.head(hidden), activation)
         pooled = torch.relu(
-            mean_over_positions(shortcut, mask, prefix=prefix) + mean_over_positions(branch, mask, prefix=prefix)
+            mean_over_positions(shortcut, mask, prefix=prefix, channels_last=channels_last)
+            + mean_over_positions(branch, mask, prefix=prefix, channels_last=channels_last)
         )
         hidden = self.gate(pooled)
-        gated = shortcut * as_positions(torch.sigmoid(hidden), shortcut) if self.gated else shortcut
+        gated = shortcut
+        if self.gated:
+            gated = shortcut * as_positions(torch.sigmoid(hidden), shortcut, channels_last=channels_last)
         activation = gated
         if self.activation == "sum":
             activation = residual_sum(branch, gated, reuse_branch=reuse_branch, shortcut_first=shortcut_first)
         return gated, BlockOutput(hidden, self.head(hidden), activation)
 
-    def gate_sum(self, total: Tensor, mask: Tensor | None = None) -> tuple[Tensor, BlockOutput]:
+    def gate_sum(
+        self, total: Tensor, mask: Tensor | None = None, *, channels_last: bool = False
+    ) -> tuple[Tensor, BlockOutput]:
         """Gate the sum of shortcut and branch and read the head, for transformers that normalise after the addition.
 
         With total = x + r: z = ReLU(mean of total), h = z W1^T, gated = sigmoid(h) * total, logits = h W2^T. The layer
@@ -115,8 +125,9 @@ class MHEXBlock(nn.Module):
         transformer blocks. Where the normalisation comes first, `forward` is the right one.)
 
         Args:
-            total: x + r, (B, T, C) or (B, C, *).
-            mask: (B, T) or (B, *), true (or 1) where a position is real. Others take no part in the averages.
+            total: x + r, (B, C, *).
+            mask: (B, *), true (or 1) where a position is real. Others take no part in the averages.
+            channels_last: Whether `total` is (B, *, C), as tokens (B, T, C) are.
 
         Returns:
             The gated sum (the sum itself when `gate=False`), and a `BlockOutput` whose activation is `total`.
@@ -127,9 +138,11 @@ class MHEXBlock(nn.Module):
         """
         if self.activation != "sum":
             raise ValueError(f"activation must be 'sum' where the gate multiplies the sum, got {self.activation!r}")
-        self._check_layout("total", total, mask)
-        hidden = self.gate(torch.relu(mean_over_positions(total, mask)))
-        gated = total * as_positions(torch.sigmoid(hidden), total) if self.gated else total
+        self._check_layout("total", total, mask, channels_last=channels_last)
+        hidden = self.gate(torch.relu(mean_over_positions(total, mask, channels_last=channels_last)))
+        gated = total
+        if self.gated:
+            gated = total * as_positions(torch.sigmoid(hidden), total, channels_last=channels_last)
         return gated, BlockOutput(hidden, self.head(hidden), total)
 
     def equivalent_matrix(self) -> Tensor:
@@ -140,20 +153,20 @@ class MHEXBlock(nn.Module):
         """Show what the two matrices do not."""
         return f"gated={self.gated}, activation={self.activation!r}"
 
-    def _check(self, shortcut: Tensor, branch: Tensor, mask: Tensor | None) -> None:
+    def _check(self, shortcut: Tensor, branch: Tensor, mask: Tensor | None, *, channels_last: bool) -> None:
         if shortcut.shape != branch.shape:
             raise ValueError(
                 f"branch must have the shortcut's shape {tuple(shortcut.shape)}, got {tuple(branch.shape)}"
             )
-        self._check_layout("shortcut", shortcut, mask)
+        self._check_layout("shortcut", shortcut, mask, channels_last=channels_last)
 
-    def _check_layout(self, name: str, features: Tensor, mask: Tensor | None) -> None:
-        tokens = features.ndim == 3
-        channels = features.shape[-1 if tokens else 1] if features.ndim >= 2 else -1
+    def _check_layout(self, name: str, features: Tensor, mask: Tensor | None, *, channels_last: bool) -> None:
+        channels = features.shape[-1 if channels_last else 1] if features.ndim >= 2 else -1
         if channels != self.channels:
-            layout = f"(B, T, {self.channels})" if tokens else f"(B, {self.channels}, *)"
-            raise ValueError(f"{name} must have shape {layout}, got {tuple(features.shape)}")
-        positions = features.shape[:-1] if tokens else (features.shape[0], *features.shape[2:])
+            layout = f"(B, *, {self.channels})" if channels_last else f"(B, {self.channels}, *)"
+            hint = "" if channels_last else "; tokens (B, T, C) need channels_last=True"
+            raise ValueError(f"{name} must have shape {layout}, got {tuple(features.shape)}{hint}")
+        positions = features.shape[:-1] if channels_last else (features.shape[0], *features.shape[2:])
         if mask is not None and mask.shape != positions:
             raise ValueError(f"mask must have shape {tuple(positions)}, got {tuple(mask.shape)}")
 
@@ -167,16 +180,17 @@ def residual_sum(
     return shortcut + branch if shortcut_first else branch + shortcut
 
 
-def mean_over_positions(features: Tensor, mask: Tensor | None = None, *, prefix: int = 0) -> Tensor:
-    """GAP over real positions, without the first tokens: (B, C)."""
-    tokens = features.ndim == 3
+def mean_over_positions(
+    features: Tensor, mask: Tensor | None = None, *, prefix: int = 0, channels_last: bool = False
+) -> Tensor:
+    """GAP over real positions of (B, C, *) or (B, *, C), without the first tokens: (B, C)."""
     if prefix:
         features = features[:, prefix:]
     if features.ndim == 2:
         return features
     if mask is None:
-        return features.mean(dim=1) if tokens else features.flatten(2).mean(dim=2)
-    by_position = features if tokens else features.flatten(2).transpose(1, 2)
+        return features.flatten(1, -2).mean(dim=1) if channels_last else features.flatten(2).mean(dim=2)
+    by_position = features.flatten(1, -2) if channels_last else features.flatten(2).transpose(1, 2)
     real = mask.flatten(1).unsqueeze(2).to(torch.bool)
     # `where`, not a product: a padded position may hold anything, NaN included, and must not be felt.
     kept = torch.where(real, by_position, torch.zeros((), dtype=features.dtype, device=features.device))
@@ -185,8 +199,8 @@ def mean_over_positions(features: Tensor, mask: Tensor | None = None, *, prefix:
     return (kept.sum(dim=1, dtype=dtype) / real.sum(dim=1).clamp(min=1).to(dtype)).to(features.dtype)
 
 
-def as_positions(values: Tensor, like: Tensor) -> Tensor:
-    """View (B, C) so that it multiplies `like` channel by channel."""
-    if like.ndim == 3:
-        return values.unsqueeze(1)
-    return values.reshape(*values.shape, *(1,) * (like.ndim - 2))
+def as_positions(values: Tensor, like: Tensor, *, channels_last: bool = False) -> Tensor:
+    """View (B, C) so that it multiplies `like`, (B, C, *) or (B, *, C), channel by channel."""
+    ones = (1,) * (like.ndim - 2)
+    samples, channels = values.shape
+    return values.reshape(samples, *ones, channels) if channels_last else values.reshape(samples, channels, *ones)

@@ -9,9 +9,6 @@ its signed map. With `normalize` off and beta 1 the saliency is that map, sign a
 from __future__ import annotations
 
 import json
-import operator
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,26 +18,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mhex_core.files import write_atomically
+from mhex_core import _checks
+from mhex_core.files import read_arrays, write_atomically
 from mhex_core.options import SaliencyOptions
-from mhex_core.saliency import SignedMaps, combine_maps
+from mhex_core.saliency import SignedMaps, check_maps, combine_maps
 
 FORMAT = "mhex-explanation"
 FORMAT_VERSION = 1
 
-# What reading a damaged archive, or a file of another kind, is known to raise. RuntimeError: a flipped bit may say that
-# a member is encrypted, or compressed by a method unheard of.
-_DAMAGE = (
-    ValueError,
-    KeyError,
-    TypeError,
-    EOFError,
-    OSError,
-    AttributeError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_TEXTS = ("layer_names", "class_names", "method")  # what stands in the header beside the options
+_MESSAGE_WIDTH = 300  # characters of an error's cause
+
+_LEEWAY = 1e-3  # half precision does not sum to 1
+
+
+class NotFiniteError(ValueError):
+    """Something in an explanation is NaN or infinite.
+
+    Attributes:
+        samples: bool (B,), which samples have it.
+    """
+
+    def __init__(self, message: str, samples: Tensor) -> None:
+        super().__init__(message)
+        self.samples = samples
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,29 +73,110 @@ class Explanation:
     method: str = "mhex"
 
     def __post_init__(self) -> None:
-        for name in ("probabilities", "saliency"):
-            value = getattr(self, name)
-            if not (value.is_meta or bool(value.isfinite().all())):
-                raise ValueError(
-                    f"{name} by {self.method} must be finite, got NaN or infinity: look for it in network and input"
+        set_field = object.__setattr__
+        if not isinstance(self.options, SaliencyOptions):
+            raise TypeError(f"options must be SaliencyOptions, got {type(self.options).__name__}")
+        if not isinstance(self.method, str):
+            raise TypeError(f"method must be a str, got {type(self.method).__name__}")
+        for name in ("layer_names", "class_names"):
+            set_field(self, name, _checks.names(name, getattr(self, name)))
+        samples = _checks.tensor("saliency", self.saliency, ndim=(3, 4)).shape[:-2]
+        batch = samples[0]
+        classes = _checks.tensor("probabilities", self.probabilities, ndim=2).shape[1]
+        if self.probabilities.shape[0] != batch or classes < 1:
+            raise ValueError(f"probabilities must have shape ({batch}, K), got {tuple(self.probabilities.shape)}")
+        if self.class_names and len(self.class_names) != classes:
+            raise ValueError(f"class_names must hold a name for each of {classes} classes, got {len(self.class_names)}")
+        self._check_layers(batch, samples, classes)
+        target = _checks.tensor("target", self.target, ndim=(1, 2), floating=False)
+        if target.shape != samples:
+            raise ValueError(f"target must have shape {tuple(samples)}, as saliency has it, got {tuple(target.shape)}")
+        target = _checks.class_indices("target", target, batch=batch, num_classes=classes, device=target.device)
+        set_field(self, "target", target)
+        self._check_values()
+
+    def _check_layers(self, batch: int, samples: Sequence[int], classes: int) -> None:
+        """Raise unless layers, their names, their weights and their heads are as many."""
+        for name in ("positive", "negative"):
+            object.__setattr__(self, name, _checks.tensors(name, getattr(self, name), ndim=(3, 4)))
+        check_maps(self.positive, self.negative)
+        if self.positive[0].shape[:-2] != samples:
+            raise ValueError(
+                f"positive[0] must have shape ({', '.join(map(str, samples))}, h, w), as saliency has it, "
+                f"got {tuple(self.positive[0].shape)}"
+            )
+        count = len(self.positive)
+        if len(self.layer_names) != count:
+            raise ValueError(f"layer_names must hold a name for each of {count} layers, got {len(self.layer_names)}")
+        self.options.weights_of(count)
+        heads = _checks.tensor("head_logits", self.head_logits, ndim=3)
+        if heads.shape[0] not in (0, count) or heads.shape[1:] != (batch, classes):
+            raise ValueError(f"head_logits must have shape ({count}, {batch}, {classes}), got {tuple(heads.shape)}")
+
+    def _check_values(self) -> None:
+        """Raise unless all numbers are finite and probabilities are some."""
+        given = {name: value for name, value in self._tensors().items() if name not in ("target", "images")}
+        named = [
+            entry
+            for name, value in given.items()
+            for entry in ([(name, value)] if isinstance(value, Tensor) else _numbered(name, value))
+            if _checks.has_values(entry[1])
+        ]
+        if not named:
+            return
+        # One look at all of them: each waits for an accelerator.
+        probabilities = self.probabilities
+        sound = [value.isfinite().all() for _, value in named]
+        sound.append(((probabilities >= -_LEEWAY) & (probabilities <= 1 + _LEEWAY)).all())
+        *finite, within = torch.stack([flag.to(probabilities.device) for flag in sound]).tolist()
+        for (name, _), fine in zip(named, finite, strict=True):
+            if not fine:
+                raise NotFiniteError(
+                    f"{name} by {self.method} must be finite, got NaN or infinity: look for it in network and input",
+                    torch.stack([self._infinite(*entry).to(probabilities.device) for entry in named]).any(dim=0),
                 )
+        if not within:
+            low, high = probabilities.min(), probabilities.max()
+            raise ValueError(f"probabilities must lie in [0, 1], got values from {low:g} to {high:g}")
+
+    def _infinite(self, name: str, value: Tensor) -> Tensor:
+        """Which samples have NaN or infinity there, (B,)."""
+        by_sample = value.transpose(0, 1) if name == "head_logits" else value
+        return ~by_sample.reshape(len(self), -1).isfinite().all(dim=1)
 
     def __len__(self) -> int:
         return self.saliency.shape[0]
 
-    def __getitem__(self, index: int | slice) -> Self:
-        """One sample (still a batch, of one) or a slice of the batch."""
-        if not isinstance(index, slice):
-            index = operator.index(index)
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"index must lie in [{-len(self)}, {len(self) - 1}], got {index}")
-            index %= len(self)
-            index = slice(index, index + 1)
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Self:
+        """One sample (still a batch, of one), a slice of the batch, or those samples that a list or a mask names."""
+        places = index if isinstance(index, slice) else self._places(index)
 
         def cut(name: str, value: Tensor) -> Tensor:
-            return value[:, index] if name == "head_logits" else value[index]
+            return value[:, places] if name == "head_logits" else value[places]
 
         return self._map(cut)
+
+    def _places(self, index: int | Sequence[int] | Tensor) -> slice | Tensor:
+        """What cuts those samples out of a tensor: a slice for one of them, else int64 (n,)."""
+        count = len(self)
+        listed = index.tolist() if isinstance(index, Tensor | np.ndarray) else index
+        if isinstance(listed, list) and listed and all(isinstance(chosen, bool) for chosen in listed):
+            if len(listed) != count:
+                raise IndexError(f"index must be a mask of {count} bools, one per sample, got {len(listed)}")
+            listed = [place for place, chosen in enumerate(listed) if chosen]
+        try:
+            places = [_checks.integer("index", place) for place in (listed if isinstance(listed, list) else [listed])]
+        except TypeError:
+            raise TypeError(
+                f"index must be an int, a slice, or a list or tensor of ints or of bools, got {index!r}"
+            ) from None
+        for place in places:
+            if not -count <= place < count:
+                raise IndexError(f"index must lie in [{-count}, {count - 1}], got {place}")
+        places = [place % count for place in places]
+        if not isinstance(listed, list):
+            return slice(places[0], places[0] + 1)
+        return torch.tensor(places, dtype=torch.int64, device=self.saliency.device)
 
     @classmethod
     def of_maps(
@@ -126,7 +208,7 @@ class Explanation:
             negative=(maps.clamp(max=0),),
             options=SaliencyOptions(beta=1.0, normalize=False),
             layer_names=(method,),
-            class_names=tuple(class_names),
+            class_names=_checks.names("class_names", class_names),
             method=method,
             **more,
         )
@@ -205,10 +287,10 @@ class Explanation:
 
     def layer_saliency(self) -> Tensor:
         """Each layer's map alone, with the explanation's beta: (L, *saliency.shape), shallow to deep."""
-        count = len(self.positive)
-        one_hot = np.eye(count).tolist()
+        alone = replace(self.options, layer_weights=(1.0,))
+        layers = zip(self.positive, self.negative, strict=True)
         return torch.stack(
-            [self._combined(replace(self.options, layer_weights=one_hot[layer])) for layer in range(count)]
+            [combine_maps(SignedMaps((plus,), (minus,)), size=self.size, options=alone) for plus, minus in layers]
         )
 
     def to(self, device: torch.device | str) -> Self:
@@ -228,8 +310,13 @@ class Explanation:
             for key, item in [(name, value)] if isinstance(value, Tensor) else _numbered(name, value):
                 item = item.detach().cpu()
                 arrays[key] = (item.float() if item.dtype in (torch.float16, torch.bfloat16) else item).numpy()
-        header = {"format": FORMAT, "version": FORMAT_VERSION, "options": asdict(self.options), **self._texts()}
-        arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+        header = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "options": asdict(self.options),
+            **{name: getattr(self, name) for name in _TEXTS},
+        }
+        arrays["header"] = np.frombuffer(json.dumps(header, allow_nan=False).encode(), dtype=np.uint8)
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:  # by name, numpy would add an ending
@@ -256,19 +343,27 @@ class Explanation:
     @classmethod
     def _read(cls, file: BinaryIO, path: Path) -> Self:
         try:
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            header = json.loads(arrays.pop("header").tobytes())
+            arrays = read_arrays(file)
+            header = json.loads(arrays.pop("header").tobytes(), parse_constant=_refuse_constant)
             if header["format"] != FORMAT or header["version"] != FORMAT_VERSION:
                 raise ValueError(f"format {header['format']!r}, version {header['version']!r}")
             return cls._rebuild(arrays, header)
-        except _DAMAGE as error:
+        except MemoryError:
+            raise
+        # Of whatever class: there are many ways to be damaged, and as many that the libraries tell of it.
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_MESSAGE_WIDTH]
             raise ValueError(
-                f"path must name a saved explanation; {path} is damaged or something else ({error})"
+                f"path must name a saved explanation; {path} is damaged or something else ({reason})"
             ) from error
 
     @classmethod
     def _rebuild(cls, arrays: Mapping[str, np.ndarray[Any, Any]], header: Mapping[str, Any]) -> Self:
+        expected = {"format", "version", "options", *_TEXTS}
+        settings = {field.name for field in fields(SaliencyOptions)}
+        for name, wanted, given in (("header", expected, header), ("options", settings, header.get("options", {}))):
+            if given.keys() != wanted:
+                raise ValueError(f"{name} must hold {sorted(wanted)}, got {sorted(given)}")
         values: dict[str, Any] = {"options": SaliencyOptions(**header["options"])}
         for field in fields(cls):
             name = field.name
@@ -277,8 +372,8 @@ class Explanation:
             elif f"{name}.0" in arrays:
                 count = sum(key.startswith(f"{name}.") for key in arrays)
                 values[name] = tuple(torch.from_numpy(arrays[f"{name}.{index}"]) for index in range(count))
-            elif name in header and name != "options":
-                values[name] = header[name] if isinstance(header[name], str) else tuple(header[name])
+            elif name in _TEXTS:
+                values[name] = header[name]
         return cls(**values)
 
     def _combined(self, options: SaliencyOptions) -> Tensor:
@@ -293,9 +388,6 @@ class Explanation:
                 found[field.name] = value
         return found
 
-    def _texts(self) -> dict[str, str | tuple[str, ...]]:
-        return {"layer_names": self.layer_names, "class_names": self.class_names, "method": self.method}
-
     def _map(self, change: Callable[[str, Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {
             name: change(name, value) if isinstance(value, Tensor) else tuple(change(name, item) for item in value)
@@ -306,3 +398,7 @@ class Explanation:
 
 def _numbered(name: str, values: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
     return [(f"{name}.{index}", value) for index, value in enumerate(values)]
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"numbers must be finite, got {constant}")

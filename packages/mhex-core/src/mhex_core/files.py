@@ -1,13 +1,21 @@
-"""Writing files that are either whole or not there."""
+"""Writing files that are either whole or not there, and reading arrays from files that may be anything."""
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import re
 import secrets
+import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
+
+# How many bytes one compressed byte stands for at most: so much is deflate able to.
+_GROWTH = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.mhex-partial", re.DOTALL)
 
 
@@ -53,3 +61,38 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def read_arrays(file: BinaryIO) -> dict[str, np.ndarray[Any, Any]]:
+    """Read the arrays of an .npz archive, by name. No more memory is asked for than the file's own bytes can fill.
+
+    Raises:
+        Exception: Of whatever class, where the file is no such archive.
+    """
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if len({member.filename for member in members}) != len(members):
+            raise ValueError("an array stands in it twice")
+        if sum(member.compress_size for member in members) > size:
+            raise ValueError(f"its members say that they hold more than its {size} bytes")
+        found = {}
+        for member in members:
+            if member.file_size > member.compress_size * _GROWTH.get(member.compress_type, 0):
+                raise ValueError(f"{member.filename} says that it holds {member.file_size} bytes, which it cannot")
+            name = member.filename.removesuffix(".npy")
+            found[name] = _array(name, archive.read(member))
+    return found
+
+
+def _array(name: str, data: bytes) -> np.ndarray[Any, Any]:
+    """An array as NumPy writes it to a file."""
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError(f"{name} is of a version of .npy that explanations are not written in")
+    shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
+    start = stream.tell()
+    if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data) - start:
+        raise ValueError(f"{name} says that it is {dtype} of shape {shape}, and holds {len(data) - start} bytes")
+    values = np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if by_column else "C")
+    return values.copy()  # what is frozen or lies anywhere in memory torch does not take

@@ -6,6 +6,8 @@ Source: Sun and Liò, "Multi-Head Explainer" (arXiv 2501.01311), equivalent matr
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,12 @@ EPSILON = 1e-8
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the arithmetic: float64 stays, everything narrower accumulates in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Turn autocast off where there is such a thing: the device "meta" knows none."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def equivalent_matrix(gate_weight: Tensor, head_weight: Tensor) -> Tensor:
@@ -37,8 +45,9 @@ def equivalent_matrix(gate_weight: Tensor, head_weight: Tensor) -> Tensor:
             f"gate_weight and head_weight must be (C, C) and (K, C), "
             f"got {tuple(gate_weight.shape)} and {tuple(head_weight.shape)}"
         )
+    _checks.on_device("head_weight", head_weight, gate_weight, of="gate_weight")
     # Autocast would round M to half precision, and a sharpness near its threshold would flip.
-    with torch.autocast(gate_weight.device.type, enabled=False):
+    with without_autocast(gate_weight.device):
         return head_weight @ gate_weight
 
 

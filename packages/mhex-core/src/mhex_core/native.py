@@ -66,10 +66,13 @@ def status() -> Status:
     return found
 
 
-def resolve(backend: Backend, tensors: Sequence[Tensor] = (), *, half: bool = True) -> Literal["reference", "native"]:
+def resolve(
+    backend: Backend, tensors: Sequence[Tensor] = (), *, beside: Sequence[Tensor] = (), half: bool = True
+) -> Literal["reference", "native"]:
     """Turn a `backend` argument into the implementation to run on `tensors`, the activations or maps of each layer.
 
-    `half`: whether kernels take half precision here.
+    `beside`: what else is calculated with, looked at for transforms only. `half`: whether kernels take half precision
+    here.
 
     Raises:
         RuntimeError: "native" was asked for by name and cannot run; the message says why.
@@ -80,8 +83,13 @@ def resolve(backend: Backend, tensors: Sequence[Tensor] = (), *, half: bool = Tr
     chosen, reason, devices = _choice()
     if chosen == "native":
         obstacle = _obstacle(tensors, devices, half=half)
-        # Plain torch knows every transform; kernels know vmap and gradients.
-        transformed = not torch.compiler.is_compiling() and any(map(_checks.is_transformed, tensors))
+        # Plain torch knows every transform; kernels know vmap and gradients that go backward.
+        looked_at = () if torch.compiler.is_compiling() else (*tensors, *beside)
+        transformed = any(map(_checks.is_transformed, looked_at))
+        if obstacle is None and any(map(_checks.has_tangent, looked_at)):
+            obstacle = "kernels know no gradients that go forward"
+        if obstacle is None and torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
+            obstacle = "torch.jit.trace cannot follow lists of tensors into kernels"
         if obstacle is None and not (transformed and backend == "auto"):
             return "native"
         if obstacle is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mhex_core.matrix import compute_dtype, signed_weights
+from mhex_core.matrix import compute_dtype, signed_weights, without_autocast
 from mhex_core.options import SaliencyOptions
 
 
@@ -37,7 +37,7 @@ def signed_maps(
     positive, negative = [], []
     for activation, matrix in zip(activations, matrices, strict=True):
         dtype = compute_dtype(activation.dtype)
-        with torch.autocast(activation.device.type, enabled=False):
+        with without_autocast(activation.device):
             signed = [part.to(dtype) for part in signed_weights(matrix.to(compute_dtype(matrix.dtype)), options)]
             seen = torch.relu(activation) if options.rectify else activation
             maps = [_weighted_sum(seen.to(dtype), part, targets) for part in signed]

@@ -76,7 +76,10 @@ def saliency_maps(
 
     Returns:
         (B, H, W) for one target per sample, else (B, n, H, W), n = K for "all". float64 for float64 activations,
-        float32 for all narrower ones.
+        float32 for all narrower ones. A NaN in a channel that counts for a class is in its map. One in a channel of
+        weight zero is not always: plain torch multiplies it and hands it on, kernels skip such channels, all of them or
+        (where the channels of a position lie together) those that no neighbour needs. So look for NaN in activations
+        and not in maps.
 
     Raises:
         TypeError: An argument is of another type than stated.
@@ -97,7 +100,7 @@ def saliency_maps(
     layers, checked = _check_layers(activations, matrices, ndim=4)
     height_width = _checks.size_2d("size", size)
     weights = options.weights_of(len(layers))
-    chosen = native.resolve(backend, layers)
+    chosen = native.resolve(backend, layers, beside=tuple(checked))
     targets, single = _check_target(target, layers[0], checked[0].shape[0], chosen)
     if chosen == "native" and not options.floor:
         saliency = ops.saliency_maps(layers, checked, targets, options, height_width)
@@ -131,7 +134,7 @@ def signed_maps(
     """
     options = _check_options(options)
     layers, matrices = _check_layers(activations, matrices, ndim=4)
-    chosen = native.resolve(backend, layers)
+    chosen = native.resolve(backend, layers, beside=tuple(matrices))
     targets, single = _check_target(target, layers[0], matrices[0].shape[0], chosen)
     run = ops.signed_maps if chosen == "native" else reference.signed_maps
     return _squeeze(run(layers, matrices, targets, options), single=single)
@@ -158,10 +161,7 @@ def combine_maps(
     options = _check_options(options)
     if not isinstance(maps, SignedMaps):
         raise TypeError(f"maps must be SignedMaps, got {type(maps).__name__}")
-    for name, part in maps._asdict().items():
-        _checks.tensors(f"maps.{name}", part, ndim=(3, 4))
-    if [layer.shape for layer in maps.positive] != [layer.shape for layer in maps.negative]:
-        raise ValueError("maps.negative must have the shapes of maps.positive, layer by layer")
+    check_maps(maps.positive, maps.negative, of="maps.")
     height_width = _checks.size_2d("size", size)
     single = maps.positive[0].ndim == 3
     positive, negative = ([layer.unsqueeze(1) if single else layer for layer in part] for part in maps)
@@ -233,7 +233,7 @@ def token_saliency(
         mask = _checks.tensor("mask", mask, ndim=2, floating=False)
         if mask.shape != (batch, tokens):
             raise ValueError(f"mask must have shape ({batch}, {tokens}), got {tuple(mask.shape)}")
-        mask = mask.to(device=checked[0].device, dtype=torch.bool)
+        mask = _checks.moved("mask", mask, checked[0].device, torch.bool)
     used = tuple(checked[index] for index in chosen)
     used_matrices = (
         checked_matrices.chosen(chosen)
@@ -241,7 +241,7 @@ def token_saliency(
         else tuple(checked_matrices[index] for index in chosen)
     )
     weights = options.weights_of(len(chosen))
-    run = native.resolve(backend, used)
+    run = native.resolve(backend, used, beside=tuple(used_matrices))
     targets, single = _check_target(target, checked[0], checked_matrices[0].shape[0], run)
     if run == "native":
         scores = ops.token_saliency(used, used_matrices, targets, mask, options)
@@ -253,6 +253,24 @@ def token_saliency(
     return scores.squeeze(1) if single else scores
 
 
+def check_maps(positive: Sequence[Tensor], negative: Sequence[Tensor], *, of: str = "") -> None:
+    """Raise unless these can be what `SignedMaps` holds; `of` stands before their names in messages."""
+    for name, part in (("positive", positive), ("negative", negative)):
+        _checks.tensors(f"{of}{name}", part, ndim=(3, 4))
+    if [layer.shape for layer in positive] != [layer.shape for layer in negative]:
+        raise ValueError(f"{of}negative must have the shapes of {of}positive, layer by layer")
+    first = positive[0]
+    wanted = ", ".join(map(str, first.shape[:-2]))
+    for name, part in (("positive", positive), ("negative", negative)):
+        for index, layer in enumerate(part):
+            if layer.shape[:-2] != first.shape[:-2] or 0 in layer.shape[-2:]:
+                raise ValueError(
+                    f"{of}{name}[{index}] must have shape ({wanted}, h, w), h and w at least 1, "
+                    f"got {tuple(layer.shape)}"
+                )
+            _checks.on_device(f"{of}{name}[{index}]", layer, first, of=f"{of}positive[0]")
+
+
 def _check_layers(
     activations: Sequence[Tensor], matrices: Sequence[Tensor], *, ndim: int
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | SaliencyPlan]:
@@ -261,6 +279,8 @@ def _check_layers(
     if len(layers) != len(checked):
         raise ValueError(f"matrices must hold one matrix per activation ({len(layers)}), got {len(checked)}")
     batch, num_classes = layers[0].shape[0], checked[0].shape[0]
+    if num_classes < 1:
+        raise ValueError(f"matrices[0] must have at least one class, got shape {tuple(checked[0].shape)}")
     for index, (layer, matrix) in enumerate(zip(layers, checked, strict=True)):
         channels = layer.shape[1 if ndim == 4 else 2]
         if matrix.shape != (num_classes, channels):
@@ -268,6 +288,7 @@ def _check_layers(
                 f"matrices[{index}] must have shape ({num_classes}, {channels}) to fit activations[{index}], "
                 f"got {tuple(matrix.shape)}"
             )
+        _checks.on_device(f"matrices[{index}]", matrix, layer, of=f"activations[{index}]")
         if layer.shape[0] != batch:
             raise ValueError(f"activations[{index}] must have a batch of {batch}, got {layer.shape[0]}")
         if ndim == 4 and 0 in layer.shape[2:]:

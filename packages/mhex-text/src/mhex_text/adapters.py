@@ -230,7 +230,7 @@ class PostNormAdapter(Adapter):
         dropout, norm = self.tail(encoder, index)
         output = None
         if block is not None:
-            gated, output = block.gate_sum(shortcut + branch, mask)
+            gated, output = block.gate_sum(shortcut + branch, mask, channels_last=True)
         # A block that only watches must leave the encoder's own order of dropout and addition alone.
         result = norm(dropout(gated)) if block is not None and block.gated else norm(shortcut + dropout(branch))
         return self.after(encoder, index, result, context), output
@@ -246,7 +246,7 @@ class PreNormAdapter(Adapter):
         shortcut, branch = self.attend(encoder, index, hidden, context)
         if block is None:
             return shortcut + branch, None
-        _, output = block(shortcut, branch, mask)
+        _, output = block(shortcut, branch, mask, channels_last=True)
         return output.activation, output
 
 

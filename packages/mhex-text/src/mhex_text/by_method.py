@@ -29,7 +29,7 @@ def explain_by(
     model: PreTrainedModel,
     texts: Texts,
     method: str | TextExplainer,
-    target: int | Sequence[int] | Tensor | None = None,
+    target: int | str | Sequence[int | str] | Tensor | None = None,
     *,
     tokenizer: Any = None,
     max_length: int | None = None,
@@ -49,7 +49,7 @@ def explain_by(
         texts: A text, N texts, or N pairs of texts.
         method: A name out of `explainers.EXPLAINERS`, with its options after a colon if there are none in `options`:
             "cdam", "cdam:mode=smooth,batch_size=16"; or an explainer.
-        target: The class to explain: None for the predicted one, one for all, or (N,).
+        target: The class to explain, a number or a name: None for the predicted one, one for all, or one for each.
         tokenizer: The model's own, a fast one; None loads the one that was saved beside the model.
         max_length: The most tokens of a text; what is longer is cut, which the explanation says. None means as many as
             tokenizer and encoder take.
@@ -89,7 +89,7 @@ def explain_by(
         return Explanation.of_no_texts(**shared)
     reader = tokenizer_of(model) if tokenizer is None else tokenizer
     limit = most_tokens(model, reader, max_length)
-    targets = targets_of(target, len(listed), len(class_names(model)))
+    targets = targets_of(target, len(listed), class_names(model))
     # Texts of like length together: the less padding, the less to compute. Characters tell well enough.
     order = sorted(range(len(listed)), key=lambda index: -len("".join(listed[index])))
     found: dict[int, TextExplanation] = {}
@@ -150,7 +150,7 @@ def scored(
 def _own(
     model: MHEXForSequenceClassification,
     texts: Texts,
-    target: int | Sequence[int] | Tensor | None,
+    target: int | str | Sequence[int | str] | Tensor | None,
     settings: OwnScores,
     **how: Any,
 ) -> Explanation:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from mhex_core import _checks
 from mhex_core.specs import listed, look_here
 from mhex_text import explainers
 from mhex_text._library import quiet
@@ -91,7 +92,11 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
     model = load_classifier(options.checkpoint)
     check_own(options.checkpoint, model, method, "--method")
     tokenizer = load_tokenizer(options.checkpoint)
-    target = None if options.target is None else _class_index(options.target, class_names(model))
+    target = (
+        None
+        if options.target is None
+        else _checks.class_number("target", options.target, class_names(model), len(class_names(model)))
+    )
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     for line, reason in given.rejected:
         complain(f"skipped: {options.input}: line {line}: {reason}")
@@ -330,14 +335,6 @@ def _whole(name: str, text: str) -> int:
     if not text.strip().isdecimal():
         raise ValueError(f"{name} must be all, or whole numbers with commas between them, got {text!r}")
     return int(text)
-
-
-def _class_index(target: str, names: tuple[str, ...]) -> int:
-    if target in names:
-        return names.index(target)
-    if target.isdecimal() and int(target) < len(names):
-        return int(target)
-    raise ValueError(f"--target must be one of the classes ({', '.join(names)}) or its number, got {target!r}")
 
 
 def _check_classes(name: str, network: Any, bundle: TextBundle) -> None:

@@ -36,7 +36,7 @@ _NO_LIMIT = 10**9
 def explain(
     model: MHEXForSequenceClassification,
     texts_or_batch: Texts | BatchEncoding,
-    target: int | Sequence[int] | Tensor | None,
+    target: int | str | Sequence[int | str] | Tensor | None,
     *,
     texts: Texts | None,
     tokenizer: Any,
@@ -80,7 +80,7 @@ def explain(
             f"texts_or_batch must hold one encoding of a fast tokenizer per text ({len(listed)}), got {count}; slow "
             "tokenizers do not say where a token lies in its text"
         )
-    targets = targets_of(target, len(listed), len(class_names(model)))
+    targets = targets_of(target, len(listed), class_names(model))
     # Texts of like length together: the less padding, the less to compute.
     order = sorted(range(len(listed)), key=lambda index: -_real(encodings[index]))
     found: list[TextExplanation] = []
@@ -322,7 +322,7 @@ def most_tokens_of(config: Any, tokenizer: Any, max_length: int | None) -> int |
     return min(limits) if limits else None
 
 
-def targets_of(target: object, count: int, num_classes: int) -> Tensor | None:
+def targets_of(target: object, count: int, names: Sequence[str]) -> Tensor | None:
     """The class to explain of each of `count` texts, int64 on the CPU; None for the predicted ones.
 
     Raises:
@@ -331,9 +331,9 @@ def targets_of(target: object, count: int, num_classes: int) -> Tensor | None:
     """
     if target is None:
         return None
-    if isinstance(target, Sequence) and not isinstance(target, str):
-        target = torch.tensor(target)
-    indices = _checks.class_indices("target", target, batch=count, num_classes=num_classes, device=torch.device("cpu"))
+    indices = _checks.class_indices(
+        "target", target, batch=count, num_classes=len(names), device=torch.device("cpu"), class_names=names
+    )
     if indices.ndim != 1:
         raise ValueError(f"target must hold one class per text, ({count},), got shape {tuple(indices.shape)}")
     return indices

@@ -242,7 +242,7 @@ class MHEXForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyped
     def explain(
         self,
         texts_or_batch: Texts | BatchEncoding,
-        target: int | Sequence[int] | Tensor | None = None,
+        target: int | str | Sequence[int | str] | Tensor | None = None,
         *,
         texts: Texts | None = None,
         tokenizer: Any = None,
@@ -267,7 +267,7 @@ class MHEXForSequenceClassification(PreTrainedModel):  # type: ignore[no-untyped
 
         Args:
             texts_or_batch: A text, N texts, or N pairs of texts; or a batch that a fast tokenizer made of them.
-            target: The class to explain: None for the predicted one, one for all, or (N,).
+            target: The class to explain, a number or a name: None for the predicted one, one for all, or one for each.
             texts: The texts of a batch, which itself does not hold the words as they were written.
             tokenizer: The model's own, a fast one; None loads the one that was saved beside the model.
             max_length: The most tokens of a text; what is longer is cut, which the explanation says. None means as many

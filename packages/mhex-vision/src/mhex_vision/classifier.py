@@ -6,7 +6,7 @@ its patch grid), H x W image size, n targets per sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -35,7 +35,7 @@ from mhex_vision.explanation import Explanation
 from mhex_vision.surgery import Placement
 from mhex_vision.vit import architecture_of, capture
 
-Target = int | Tensor | Literal["all"] | None
+Target = int | str | Sequence[int | str] | Tensor | None
 
 
 class ClassifierOutput(NamedTuple):
@@ -86,6 +86,7 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         surgery.forbid_in_place(backbone)
         self.config = config
         self.backbone = backbone
+        self._channels = tracing.probe_of(backbone, 1).shape[1]
         self._ending = network.ending if keep else "logits"
         independent = {"softmax": False, "sigmoid": True}.get(self._ending, config.multi_label)
         if independent != config.multi_label and not (self._ending == "sigmoid" and config.num_classes == 2):
@@ -249,7 +250,8 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
 
         Args:
             images: (B, 3, H, W), normalised as in training.
-            target: The classes to explain: None for the predicted ones, one int, (B,), (B, n) or "all".
+            target: The classes to explain: None for the predicted ones; one for all images, or one for each, by number
+                or by name; an int tensor (B,) or (B, n); or "all".
             size: (H, W) of the maps; None means the images' own.
             keep_images: Whether the explanation carries the images, for `overlay` and `plot`.
             attention: Whether a patch's evidence is multiplied by the attention it receives, added up over all blocks.
@@ -266,13 +268,14 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
         if not isinstance(images, Tensor) or not images.is_floating_point():
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(f"images must be a normalised floating-point tensor (B, 3, H, W), got {kind}")
-        if images.ndim != 4:
-            raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
+        if images.ndim != 4 or images.shape[1] != self._channels:
+            raise ValueError(f"images must have shape (B, {self._channels}, H, W), got {tuple(images.shape)}")
         chosen = SaliencyOptions(**options)
         with torch.no_grad(), in_evaluation_mode(self):
             output, received = self._attended(images) if self._attends(attention) else (self(images), None)
             probabilities = self.probabilities(output.logits.float())
-            wanted = probabilities.argmax(dim=1) if target is None else target
+            classes = probabilities.shape[1]
+            wanted = self._wanted(target, probabilities)
             maps = signed_maps(output.activations, self.equivalent_matrices(), wanted, options=chosen)
             if received is not None:
                 weights = received if maps.positive[0].ndim == 3 else received.unsqueeze(1)
@@ -281,7 +284,9 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             saliency = combine_maps(maps, size=height_width, options=chosen)
         return Explanation(
             saliency=saliency,
-            target=self._target_tensor(wanted, probabilities),
+            target=wanted
+            if isinstance(wanted, Tensor)
+            else torch.arange(classes, device=images.device).expand(len(images), -1),
             probabilities=probabilities,
             head_logits=torch.stack(output.head_logits).float(),
             positive=maps.positive,
@@ -472,13 +477,17 @@ class MHEXClassifier(nn.Module, ModelHubMixin, library_name="mhex-vision", tags=
             return None
         return preprocessing.denormalize(images)
 
-    def _target_tensor(self, target: int | Tensor | str, probabilities: Tensor) -> Tensor:
+    def _wanted(self, target: Target, probabilities: Tensor) -> Tensor | Literal["all"]:
+        """The classes to explain: int64 (B,) or (B, n), or all of them."""
+        if target is None:
+            return probabilities.argmax(dim=1)
+        if isinstance(target, str) and target == "all":
+            return "all"
         batch, classes = probabilities.shape
-        if isinstance(target, str):
-            return torch.arange(classes, device=probabilities.device).expand(batch, classes).contiguous()
-        if isinstance(target, int):
-            return torch.full((batch,), target, device=probabilities.device)
-        return target.to(device=probabilities.device, dtype=torch.int64)
+        names, device = self.config.class_names, probabilities.device
+        return _checks.class_indices(
+            "target", target, batch=batch, num_classes=classes, device=device, class_names=names
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # Generated functions cannot be copied or sent to another process; the backbone can be compiled again.

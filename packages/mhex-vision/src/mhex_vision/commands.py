@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from mhex_core import _checks
 from mhex_core.specs import listed, look_here
 from mhex_vision import checkpoint, drawing, surgery
 from mhex_vision.classifier import MHEXClassifier
@@ -186,7 +187,11 @@ def explain(options: argparse.Namespace, say: Say, complain: Say) -> int:
     preprocessing = model.config.preprocessing
     if preprocessing is None:
         raise ValueError(f"{options.checkpoint} does not say how images are prepared; explain from Python instead")
-    target = None if options.target is None else _class_index(options.target, model)
+    target = (
+        None
+        if options.target is None
+        else _checks.class_number("target", options.target, model.config.class_names, model.config.num_classes)
+    )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     options.out.mkdir(parents=True, exist_ok=True)
     base = options.input if options.input.is_dir() else options.input.parent
@@ -391,16 +396,6 @@ def readable_batches(
             paths, images = [], []
     if paths:
         yield paths, torch.stack(images)
-
-
-def _class_index(target: str, model: MHEXClassifier | PlainClassifier) -> int:
-    names = model.config.class_names
-    if target in names:
-        return names.index(target)
-    if target.isdecimal() and int(target) < model.config.num_classes:
-        return int(target)
-    known = ", ".join(names) if names else f"a number below {model.config.num_classes}"
-    raise ValueError(f"--target must be one of the classes ({known}), got {target!r}")
 
 
 def _entry(explanation: Explanation, index: int, path: Path, overlay: Path) -> dict[str, Any]:

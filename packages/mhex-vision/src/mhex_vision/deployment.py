@@ -35,11 +35,17 @@ class _GateOnly(nn.Module):
         super().__init__()
         self.gate = block.gate
 
-    def forward(self, shortcut: Tensor, branch: Tensor, *, prefix: int = 0, **layout: bool) -> tuple[Tensor, None]:
+    def forward(
+        self, shortcut: Tensor, branch: Tensor, *, prefix: int = 0, channels_last: bool = False, **layout: bool
+    ) -> tuple[Tensor, None]:
         del layout
         # The same operations in the same order as in MHEXBlock, so that predictions do not change by one bit.
-        pooled = torch.relu(mean_over_positions(shortcut, prefix=prefix) + mean_over_positions(branch, prefix=prefix))
-        return shortcut * as_positions(torch.sigmoid(self.gate(pooled)), shortcut), None
+        pooled = torch.relu(
+            mean_over_positions(shortcut, prefix=prefix, channels_last=channels_last)
+            + mean_over_positions(branch, prefix=prefix, channels_last=channels_last)
+        )
+        gate = as_positions(torch.sigmoid(self.gate(pooled)), shortcut, channels_last=channels_last)
+        return shortcut * gate, None
 
 
 class DeployedClassifier(nn.Module):

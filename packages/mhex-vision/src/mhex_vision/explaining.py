@@ -5,7 +5,8 @@ Letters: B batch, K classes, m targets per sample, H x W image size.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from mhex_core import _checks
 from mhex_core.modes import in_evaluation_mode
 from mhex_vision import outputs
-from mhex_vision.classifier import MHEXClassifier
+from mhex_vision.classifier import MHEXClassifier, Target
 from mhex_vision.explainers import Explainer, explainer, parse
 from mhex_vision.explainers.own import OwnSaliency
 from mhex_vision.explainers.view import wide
@@ -25,7 +26,7 @@ def explain_by(
     model: nn.Module,
     images: Tensor,
     method: str | Explainer,
-    target: int | Tensor | Literal["all"] | None = None,
+    target: Target = None,
     *,
     keep_images: bool = True,
     name: str | None = None,
@@ -41,7 +42,8 @@ def explain_by(
         images: (B, C, H, W), normalised as in training.
         method: A name out of `explainers.EXPLAINERS`, with its options after a colon if there are none in `options`:
             "cdam", "cdam:mode=smooth"; or an explainer.
-        target: The classes to explain: None for the predicted ones, one int, (B,), (B, m) or "all".
+        target: The classes to explain: None for the predicted ones; one for all images, or one for each, by number
+            or, of a classifier that knows them, by name; an int tensor (B,) or (B, m); or "all".
         keep_images: Whether the explanation carries the images, where it is known how they were normalised.
         name: What the explanation calls the method; None means as it was asked for.
         **options: The method's.
@@ -60,7 +62,8 @@ def explain_by(
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     probabilities = predicted(model, images)
     config = model.config if isinstance(model, MHEXClassifier | PlainClassifier) else None
-    targets = _targets(target, probabilities)
+    class_names = () if config is None else config.class_names
+    targets = _targets(target, probabilities, class_names)
     preprocessing = None if config is None else config.preprocessing
     shown = keep_images and preprocessing is not None and images.shape[1] == 3
     return Explanation.of_maps(
@@ -68,7 +71,7 @@ def explain_by(
         targets,
         probabilities,
         method=known_as if name is None else name,
-        class_names=() if config is None else config.class_names,
+        class_names=class_names,
         images=preprocessing.denormalize(images) if shown and preprocessing is not None else None,
     )
 
@@ -111,11 +114,12 @@ def _maps(method: Explainer, model: nn.Module, images: Tensor, targets: Tensor) 
     return torch.stack([method(model, images, column) for column in targets.unbind(dim=1)], dim=1)
 
 
-def _targets(target: int | Tensor | str | None, probabilities: Tensor) -> Tensor:
+def _targets(target: Target, probabilities: Tensor, class_names: Sequence[str]) -> Tensor:
     batch, classes = probabilities.shape
     if target is None:
         return probabilities.argmax(dim=1)
-    if isinstance(target, str):
-        _checks.choice("target", target, ("all",))
+    if isinstance(target, str) and target == "all":
         return torch.arange(classes, device=probabilities.device).expand(batch, classes).contiguous()
-    return _checks.class_indices("target", target, batch=batch, num_classes=classes, device=probabilities.device)
+    return _checks.class_indices(
+        "target", target, batch=batch, num_classes=classes, device=probabilities.device, class_names=class_names
+    )

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import mhex_core
+from mhex_core import _checks
 from mhex_vision import drawing
 
 if TYPE_CHECKING:
@@ -32,6 +33,16 @@ class Explanation(mhex_core.Explanation):
     """
 
     images: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images is None:
+            return
+        images = _checks.tensor("images", self.images, ndim=4, floating=False)
+        if images.dtype != torch.uint8 or images.shape[:2] != (len(self), 3) or 0 in images.shape[2:]:
+            raise ValueError(
+                f"images must be uint8 of shape ({len(self)}, 3, H, W), got {images.dtype} of {tuple(images.shape)}"
+            )
 
     def overlay(self, *, opacity: float = 0.6, colormap: str | None = None) -> Tensor:
         """The saliency laid over the images; where it is zero, the image shows unchanged.

@@ -303,9 +303,9 @@ def call_block(
         reuse_branch: Whether the sum may be written over `branch`.
         shortcut_first: Whether the network wrote shortcut + branch. Where the two lie differently in memory, the sum
             lies as the first does, and what reads it rounds by that.
-        channels_last: Whether both are (B, H, W, C); the block is handed (B, C, H, W).
+        channels_last: Whether both are (B, H, W, C), which the block is handed as (B, C, H, W), or tokens (B, n, C).
     """
-    if channels_last:
+    if channels_last and shortcut.ndim == 4:
         total, output = call_block(
             block,
             shortcut.permute(0, 3, 1, 2),
@@ -315,15 +315,13 @@ def call_block(
         )
         return total.permute(0, 2, 3, 1), output
     options: dict[str, Any] = {"reuse_branch": reuse_branch}
-    if prefix:
-        options["prefix"] = prefix
+    layout: dict[str, Any] = {"channels_last": True, "prefix": prefix} if channels_last else {}
     if shortcut_first and shortcut.stride() != branch.stride():
         options = {**options, "reuse_branch": False, "shortcut_first": True}
-    gated, output = block(shortcut, branch, **options)
+    gated, output = block(shortcut, branch, **layout, **options)
     # A block whose activation is the sum has computed it already.
     if output is not None and getattr(block, "activation", None) == "sum":
         return output.activation, output
-    options.pop("prefix", None)
     return residual_sum(branch, gated, **options), output
 
 

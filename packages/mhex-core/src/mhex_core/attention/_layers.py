@@ -9,6 +9,9 @@ from torch import Tensor
 
 from mhex_core import _checks
 
+# Half precision adds up to 1 within a few hundredths of a percent per head.
+SUM_TOLERANCE = 1e-2
+
 
 def weights_of(attentions: object) -> tuple[tuple[Tensor, ...], int, int]:
     """The attention weights of all layers, with B and T."""
@@ -20,6 +23,19 @@ def weights_of(attentions: object) -> tuple[tuple[Tensor, ...], int, int]:
                 f"attentions[{index}] must have shape ({batch}, H, {tokens}, {tokens}), got {tuple(weights.shape)}"
             )
     return layers, batch, tokens
+
+
+def check_shares(layers: Sequence[Tensor], pairs: Tensor) -> None:
+    """Raise unless weights between real tokens can be those after a softmax: scores before it mix to huge numbers."""
+    for index, weights in enumerate(layers):
+        kept = torch.where(pairs.unsqueeze(1), weights, 0.0)
+        total = kept.sum(dim=3)
+        # Written so that NaN does not pass. Rows may sum to less: where a part goes to no token.
+        if not bool((kept >= 0).all() & (total <= 1 + SUM_TOLERANCE).all()):
+            raise ValueError(
+                f"attentions[{index}] must be weights after the softmax, not negative and in rows of sum 1, got values "
+                f"from {kept.min():g} and sums up to {total.max():g}"
+            )
 
 
 def slopes_of(gradients: object, layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -40,7 +56,7 @@ def real_tokens(mask: Tensor | None, batch: int, tokens: int, like: Tensor, *, n
     mask = _checks.tensor(name, mask, ndim=2, floating=False)
     if mask.shape != (batch, tokens):
         raise ValueError(f"{name} must have shape ({batch}, {tokens}), got {tuple(mask.shape)}")
-    return mask.to(device=like.device, dtype=torch.bool)
+    return _checks.moved(name, mask, like.device, torch.bool)
 
 
 def pairs_of(real: Tensor) -> Tensor:
@@ -58,17 +74,15 @@ def with_skip(mixed: Tensor, residual: float, pairs: Tensor) -> Tensor:
 
 def index_below(name: str, value: object, size: int) -> int:
     """Return `value` if it is an int in [0, size - 1]."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if not 0 <= value < size:
-        raise ValueError(f"{name} must lie in [0, {size - 1}], got {value}")
-    return value
+    found = _checks.integer(name, value)
+    if not 0 <= found < size:
+        raise ValueError(f"{name} must lie in [0, {size - 1}], got {found}")
+    return found
 
 
 def seed_of(value: object) -> int:
     """Return `value` if it can seed numpy's generators."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"seed must be an int, got {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"seed must be at least 0, got {value}")
-    return value
+    found = _checks.integer("seed", value)
+    if found < 0:
+        raise ValueError(f"seed must be at least 0, got {found}")
+    return found

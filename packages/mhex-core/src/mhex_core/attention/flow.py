@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mhex_core import _checks
 from mhex_core._extras import library
-from mhex_core.attention._layers import index_below, pairs_of, real_tokens, weights_of, with_skip
+from mhex_core.attention._layers import check_shares, index_below, pairs_of, real_tokens, weights_of, with_skip
 
 _SCALE = 1_000_000  # scipy's maximum flow takes whole numbers
 
@@ -36,7 +36,7 @@ def attention_flow(
     a second per query for 64 tokens and 12 layers.
 
     Args:
-        attentions: L tensors (B, H, T, T), shallow to deep; none is negative.
+        attentions: L tensors (B, H, T, T), shallow to deep, after the softmax.
         mask: (B, T), true (or 1) for real tokens; None means that all are.
         residual: The share of the skip connection, in [0, 1].
         queries: The output tokens, indices in [0, T - 1].
@@ -68,6 +68,7 @@ def attention_flow(
     sparse = library("scipy.sparse", needed_by="attention_flow", distribution="scipy")
     graphs = library("scipy.sparse.csgraph", needed_by="attention_flow", distribution="scipy")
     pairs = pairs_of(real)
+    check_shares(layers, pairs)
     mixed = torch.stack([with_skip(weights.mean(dim=1).double(), residual, pairs) for weights in layers], dim=1)
     capacities = (mixed.detach() * _SCALE).round().to("cpu", torch.int32).numpy()
     result = np.zeros((batch, len(wanted), tokens))

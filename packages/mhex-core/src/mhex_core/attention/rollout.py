@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 from mhex_core import _checks
-from mhex_core.attention._layers import index_below, pairs_of, real_tokens, weights_of, with_skip
-
-# Half precision adds up to 1 within a few hundredths of a percent per head.
-_SUM_TOLERANCE = 1e-2
+from mhex_core.attention._layers import (
+    SUM_TOLERANCE,
+    check_shares,
+    index_below,
+    pairs_of,
+    real_tokens,
+    weights_of,
+    with_skip,
+)
 
 
 def attention_rollout(
@@ -33,7 +38,7 @@ def attention_rollout(
     normalised.
 
     Args:
-        attentions: L tensors (B, H, T, T), shallow to deep; none is negative.
+        attentions: L tensors (B, H, T, T), shallow to deep, after the softmax: not negative, rows of sum 1 (or less).
         mask: (B, T), true (or 1) for real tokens; None means that all are. Padding takes no part: real tokens get the
             numbers that they would have without it.
         residual: The share of the skip connection, in [0, 1].
@@ -54,6 +59,7 @@ def attention_rollout(
     start = index_below("start", start, len(layers))
     real = real_tokens(mask, batch, tokens, layers[0])
     pairs = pairs_of(real)
+    check_shares(layers, pairs)
     # What padding would pass on starts out as nothing, and so stays nothing.
     rolled = torch.eye(tokens, dtype=layers[0].dtype, device=layers[0].device) * pairs
     for index in range(start, len(layers)):
@@ -67,7 +73,7 @@ def attention_received(attentions: Sequence[Tensor], *, mask: Tensor | None = No
     """How much tokens look at each token: sum_l abar^l_i, abar^l_i the mean over heads and real queries of A^l_qi.
 
     Args:
-        attentions: L tensors (B, H, T, T).
+        attentions: L tensors (B, H, T, T), after the softmax.
         mask: (B, T), true (or 1) for real tokens; None means that all are.
 
     Returns:
@@ -75,10 +81,11 @@ def attention_received(attentions: Sequence[Tensor], *, mask: Tensor | None = No
 
     Raises:
         TypeError: An argument is of another type.
-        ValueError: The shapes do not fit each other.
+        ValueError: The shapes do not fit each other, or the attentions are none.
     """
     layers, batch, tokens = weights_of(attentions)
     real = real_tokens(mask, batch, tokens, layers[0])
+    check_shares(layers, pairs_of(real))
     total = torch.stack([received(weights, real) for weights in layers]).sum(dim=0)
     return torch.where(real, total, 0.0)
 
@@ -107,6 +114,6 @@ def _head_weights(given: Sequence[Tensor] | None, layers: Sequence[Tensor]) -> S
         if not bool((share >= 0).all()):
             raise ValueError(f"head_weights[{index}] must not be negative, got {share.min().item()} among them")
         total = share.sum(dim=1)
-        if not bool(((total - 1).abs() <= _SUM_TOLERANCE).all()):
+        if not bool(((total - 1).abs() <= SUM_TOLERANCE).all()):
             raise ValueError(f"head_weights[{index}] must have rows of sum 1, got sums {total.tolist()}")
     return [share.to(weights) for share, weights in zip(shares, layers, strict=True)]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 _LEVELS = 65535
+_MOST = float(np.finfo(np.float32).max)
 
 
 def packed(positive: Sequence[Tensor], negative: Sequence[Tensor]) -> bytes:
@@ -29,14 +30,15 @@ def packed(positive: Sequence[Tensor], negative: Sequence[Tensor]) -> bytes:
         negative: The same, in the same shapes.
 
     Raises:
-        ValueError: A value is not finite.
+        ValueError: A value is not finite, or beyond float32.
     """
     heads, values = [], []
     for part in (*positive, *negative):
         numbers = part.detach().to("cpu", torch.float64).reshape(-1).numpy()
-        if not np.isfinite(numbers).all():
-            raise ValueError("evidence must be finite to be shown, got NaN or infinity")
         low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
+        # Written so that NaN does not pass.
+        if not (-_MOST <= low <= high <= _MOST):
+            raise ValueError(f"evidence must be finite, and within float32, to be shown, got {low:g} to {high:g}")
         head = np.array([low, (high - low) / _LEVELS], "<f4")
         heads.append(head)
         values.append(_levels(numbers, float(head[0]), float(head[1])))

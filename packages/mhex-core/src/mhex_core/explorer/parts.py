@@ -109,6 +109,9 @@ class Picture:
     width: int
     height: int
 
+    def __post_init__(self) -> None:
+        _checks.choice("media_type", self.media_type, ("image/png", "image/jpeg"))
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -21,12 +21,18 @@ def relative_drop(before: Tensor, after: Tensor) -> Tensor:
     Returns:
         (B,) in [0, 1]. Where p is 0 there is nothing to lose, and the drop is 0.
 
+    Raises:
+        TypeError: An argument is of another type.
+        ValueError: The shapes differ, or a value is NaN or infinite.
+
     Source: Average Drop, Chattopadhay et al. 2018 (arXiv 1710.11063); Sun and Liò (arXiv 2501.01311), metrics.
     """
     before = _checks.tensor("before", before, ndim=1)
     after = _checks.tensor("after", after, ndim=1)
     if before.shape != after.shape:
         raise ValueError(f"after must have the shape of before, {tuple(before.shape)}, got {tuple(after.shape)}")
+    _check_finite("before", before)
+    _check_finite("after", after)
     drop = ((before - after) / torch.where(before > 0, before, 1)).clamp(0, 1)
     return torch.where(before > 0, drop, 0)
 
@@ -95,6 +101,10 @@ def curve_area(values: Tensor, fractions: Tensor) -> Tensor:
 
     Returns:
         (B,).
+
+    Raises:
+        TypeError: An argument is of another type.
+        ValueError: The shapes do not fit, the fractions do not ascend, or a value is NaN or infinite.
     """
     values = _checks.tensor("values", values, ndim=2)
     fractions = _checks.tensor("fractions", fractions, ndim=1)
@@ -102,6 +112,7 @@ def curve_area(values: Tensor, fractions: Tensor) -> Tensor:
         raise ValueError(f"fractions must hold {values.shape[1]} numbers, at least 2, got {fractions.shape[0]}")
     if not bool((fractions.diff() > 0).all()):
         raise ValueError("fractions must be ascending")
+    _check_finite("values", values)
     return torch.trapezoid(values, fractions.to(values), dim=1) / (fractions[-1] - fractions[0]).to(values)
 
 
@@ -110,14 +121,24 @@ def min_max(maps: Tensor) -> Tensor:
 
     Args:
         maps: (B, N) or (B, H, W), of any sign.
+
+    Raises:
+        TypeError: `maps` is no tensor of floats.
+        ValueError: Its rank is another, or a value is NaN or infinite: that would look like a map without evidence.
     """
     maps = _checks.tensor("maps", maps, ndim=(2, 3))
+    _check_finite("maps", maps)
     if not maps.numel():
         return maps
     axes = tuple(range(1, maps.ndim))
     low, high = maps.amin(dim=axes, keepdim=True), maps.amax(dim=axes, keepdim=True)
     spread = high - low
     return torch.where(spread > 0, (maps - low) / torch.where(spread > 0, spread, 1), 0)
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity among them")
 
 
 def _check_mask(mask: object, scores: Tensor) -> None:

@@ -73,15 +73,7 @@ class Checkpoint:
             TypeError: It is neither.
             ValueError: There is no such class.
         """
-        names = self.class_names
-        if isinstance(wanted, bool) or not isinstance(wanted, str | int):
-            raise TypeError(f"target must be the name or the number of a class, got {type(wanted).__name__}")
-        if wanted in names:
-            return names.index(str(wanted))
-        number = int(wanted) if isinstance(wanted, int) or wanted.isdecimal() else -1
-        if 0 <= number < len(names):
-            return number
-        raise ValueError(f"target must be one of the classes ({', '.join(names)}) or its number, got {wanted!r}")
+        return _checks.class_number("target", wanted, self.class_names, len(self.class_names))
 
     def _where(self) -> dict[str, str]:
         return {} if self.revision is None else {"revision": self.revision}

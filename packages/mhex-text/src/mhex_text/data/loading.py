@@ -91,12 +91,12 @@ def load_texts(
     if source == SYNTHETIC_NOTES and root is None:
         made = notes_bundle(seed=seed)
         return made if names is None else replace(made, class_names=names)
+    splits: dict[str, list[Row]] = {}
     if source == AG_NEWS:
         if root is None:
             splits, found = ag_news_from_hub(download=download)
         else:
             files, found = ag_news_files(Path(root) / AG_NEWS)
-            splits = {}
             for name, file in files.items():
                 splits[name] = read_ag_news(file, len(found))
         return _bundle(AG_NEWS, splits, names or found, share, seed, single=False)
@@ -108,8 +108,8 @@ def load_texts(
             f"source must be 'ag_news', 'synthetic-notes', a file or a folder, and there is no {path}"
         )
     parts_of = files_of(path) if path.is_dir() else {"train": [path]}
-    splits: dict[str, list[Row]] = {name: [] for name in parts_of}
     for name, parts in parts_of.items():
+        splits[name] = []
         for file in parts:
             splits[name] += read_rows(file, columns)
     names = names or label_names(parts_of["train"][0], columns)

@@ -67,7 +67,7 @@ def read_document(
         raise ValueError(_damaged(where, error)) from error
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"source must be of version {FORMAT_VERSION} or older, got version {version}, "
+            f"source must be of version {FORMAT_VERSION} or older; {where} is of version {str(version)[:20]}, "
             "which a newer mhex-text has written"
         )
     try:

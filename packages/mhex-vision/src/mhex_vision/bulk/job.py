@@ -98,7 +98,8 @@ class ImageJob:
             raise ValueError(f"compile belongs to the classifier's own saliency, and method is {self.method!r}")
         names = network.config.class_names
         labels = names or tuple(map(str, range(network.config.num_classes)))
-        target = _class_index(self.target, names, network.config.num_classes)
+        classes = network.config.num_classes
+        target = None if self.target is None else _checks.class_number("target", self.target, names, classes)
         size = _size(self.resolution, network, method, preprocessing)
         layers = list(network.layer_names) if isinstance(network, MHEXClassifier) else []
         own = {"beta": method.options.get("beta", 0.0)} if isinstance(method, OwnSaliency) else {}
@@ -256,21 +257,6 @@ def _preprocessing(network: MHEXClassifier | PlainClassifier, name: str) -> Prep
     if network.config.preprocessing is None:
         raise ValueError(f"{name} does not say how images are prepared; explain from Python instead")
     return network.config.preprocessing
-
-
-def _class_index(target: str | int | None, names: tuple[str, ...], classes: int) -> int | None:
-    if target is None:
-        return None
-    if isinstance(target, str):
-        if target in names:
-            return names.index(target)
-        number = int(target) if target.isdecimal() else -1
-    else:
-        number = target
-    if not 0 <= number < classes:
-        known = ", ".join(names) if names else f"a number below {classes}"
-        raise ValueError(f"target must be one of the classes ({known}), got {target!r}")
-    return number
 
 
 def _size(

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mhex_core.bulk.job import Values
+from mhex_core.explanation import NotFiniteError
 from mhex_vision import drawing
 from mhex_vision.bulk.storing import Storage, as_lists, pack, unpack
 from mhex_vision.data import Preprocessing
@@ -106,7 +107,7 @@ class ImageModel:
                 modes.enter_context(torch.inference_mode())
             if settings.autocast is not None:
                 modes.enter_context(torch.autocast(self._device.type, AUTOCAST[settings.autocast]))
-            explanation = self._explain(self._moved(values))
+            explanation, numberless = self._explained(self._moved(values))
         with torch.inference_mode():
             maps = explanation.saliency.float()
             if tuple(maps.shape[1:]) != settings.size:
@@ -116,7 +117,11 @@ class ImageModel:
             unit = self.shared and explanation.options.normalize
             stored, scale, offset = pack(maps, settings.storage, unit=unit)
             classes = explanation.prediction, explanation.target
-            arrays = _together(*classes, explanation.probabilities.float(), scale, offset, stored)
+            probabilities = explanation.probabilities.float()
+            if numberless is not None:
+                probabilities = probabilities.masked_fill(numberless.unsqueeze(1), torch.nan)
+                stored, offset = stored * ~numberless.view(-1, 1, 1), offset * ~numberless
+            arrays = _together(*classes, probabilities, scale, offset, stored)
         columns = self._columns(*arrays)
         if settings.overlays:
             pictures = _overlays(values, unpack(arrays[5], arrays[3], arrays[4]), unit=unit)
@@ -130,6 +135,18 @@ class ImageModel:
             values = values.pin_memory()
         images = values.to(self._device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         return self._settings.preprocessing.normalize(images)
+
+    def _explained(self, images: Tensor) -> tuple[Explanation, Tensor | None]:
+        """The explanation, and which images gave no numbers, (N,): blank ones stand for these, beside all others.
+
+        Raises:
+            ValueError: The network gives no numbers for blank images either.
+        """
+        try:
+            return self._explain(images), None
+        except NotFiniteError as error:
+            blank = images.masked_fill(error.samples.view(-1, 1, 1, 1), 0)
+            return self._explain(blank), error.samples
 
     def _explain(self, images: Tensor) -> Explanation:
         settings, method = self._settings, self._settings.method

@@ -100,7 +100,7 @@ def run_block(
     branch = architecture.feed_forward(layer, shortcut)
     if block is None:
         return BlockRun(shortcut + branch, None, attention)
-    output, mhex = call_block(block, shortcut, branch, prefix=prefix)
+    output, mhex = call_block(block, shortcut, branch, prefix=prefix, channels_last=True)
     if not getattr(block, "gated", False) and output.stride() != shortcut.stride():
         # Without prefix tokens the stream may lie in memory channel by channel. How it lies decides how later sums are
         # split, and so their last bits, which a block that only watches must leave alone.
