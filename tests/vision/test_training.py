@@ -320,7 +320,7 @@ def test_a_network_that_gives_no_numbers_is_not_judged(data):
     with pytest.raises(RuntimeError, match=r"the loss of the images of .* is nan"):
         evaluate(model, data.test, data)
     images = torch.zeros(2, 3, 32, 32)
-    with pytest.raises(ValueError, match="probabilities by mhex must be finite, got NaN or infinity"):
+    with pytest.raises(ValueError, match="by mhex must be finite, got NaN or infinity"):
         model.explain(images)
     with pytest.raises(ValueError, match="probabilities by random must be finite"):
         explain_by(model, images, "random")

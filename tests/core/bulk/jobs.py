@@ -39,7 +39,7 @@ class NumberJob:
         nap: Seconds that reading an input takes.
         think: Seconds that explaining a batch takes.
         fail_at: The input at which the model raises; no input if negative.
-        die_at: The input at which the process that reads it is killed.
+        die_at: The input, or inputs, at which the process that reads it is killed.
         die_once: A folder where a process leaves a note that it died, and does not die again; None dies each time.
         log: A file to which every process that makes a reader or a model adds a line with its number.
     """
@@ -49,7 +49,7 @@ class NumberJob:
     nap: float = 0.0
     think: float = 0.0
     fail_at: int = -1
-    die_at: int = -1
+    die_at: int | tuple[int, ...] = -1
     die_once: Path | None = None
     log: Path | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -95,7 +95,11 @@ class NumberReader:
 
     def __call__(self, entries: pa.RecordBatch) -> Decoded:
         kept, numbers, rejected = [], [], []
-        for place, source in enumerate(entries.column("source").to_pylist()):
+        columns = (entries.column(name).to_pylist() for name in ("source", "problem"))
+        for place, (source, problem) in enumerate(zip(*columns, strict=True)):
+            if problem is not None:
+                rejected.append((place, problem))
+                continue
             time.sleep(self.job.nap)
             word = Path(source).read_text()
             if not word.isdigit():
@@ -115,7 +119,7 @@ class NumberReader:
         return Decoded(kept=kept, values=values, rejected=rejected)
 
     def maybe_die(self, number: int) -> None:
-        if number != self.job.die_at:
+        if number not in ((self.job.die_at,) if isinstance(self.job.die_at, int) else self.job.die_at):
             return
         if self.job.die_once is not None:
             note = self.job.die_once / "died"

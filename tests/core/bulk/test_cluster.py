@@ -24,7 +24,8 @@ import ray
 
 from mhex_core.bulk import BulkOptions, run
 from mhex_core.bulk.cluster import layout_of, run_on_ray
-from mhex_core.bulk.cluster_stages import Layout, Marks, sendable
+from mhex_core.bulk.cluster_stages import Layout, Marks
+from mhex_core.bulk.job import sendable
 from mhex_core.bulk.plan import RunPlan
 
 # Ray leaves files and processes to the garbage collector.
@@ -171,11 +172,12 @@ def test_a_cluster_without_processors_is_refused():
 
 
 def test_marks(tmp_path):
-    (tmp_path / ".ray-older").mkdir()
+    (tmp_path / ".ray-0123456789ab").mkdir()
+    (tmp_path / ".ray-older").mkdir()  # somebody else's
     marks = Marks(tmp_path / ".ray-0")
     assert marks.stopping()
     marks.make()
-    assert leftovers(tmp_path) == [".ray-0"]
+    assert sorted(leftovers(tmp_path)) == [".ray-0", ".ray-older"]
     assert not marks.stopping()
     assert [marks.begin("read", 3) for _ in range(2)] == [1, 2]
     assert marks.any("read")
@@ -338,6 +340,54 @@ def test_a_cluster_of_its_own_is_started_quietly_and_ended(inputs, expected, tmp
     assert (tmp_path / "died").exists()
     assert files(tmp_path / "out") == files(expected[False])
     until(lambda: set(started_in("/ray/core/src/ray/")) <= before)
+
+
+LISTENING = """
+import sys, threading, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import jobs
+from mhex_core.bulk import BulkOptions, run
+found = set()
+def ports():
+    held = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if sys.argv[3] in (process / "environ").read_text(errors="replace"):
+                held |= {link.readlink().name for link in (process / "fd").iterdir() if link.is_symlink()}
+        except OSError:
+            pass
+    return held
+def watch():
+    while True:
+        held = ports()
+        for table in ("tcp", "tcp6"):
+            for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+                cells = line.split()
+                if cells[3] == "0A" and f"socket:[{cells[9]}]" in held:
+                    found.add(cells[1].split(":")[0])
+        time.sleep(0.5)
+threading.Thread(target=watch, daemon=True).start()
+run(jobs.NumberJob(Path(sys.argv[2]), nap=0.02), sys.argv[3], options=BulkOptions(shard_size=16, engine="ray"))
+print(*sorted(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="looks for sockets in /proc")
+def test_a_cluster_of_its_own_listens_on_the_loopback_address(inputs, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING, HERE, inputs, tmp_path / "out"],
+        env=environment | {"MHEX_TEST_OUT": str(tmp_path / "out")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert set(done.stdout.split())
+    assert set(done.stdout.split()) <= loopback
 
 
 @pytest.mark.slow

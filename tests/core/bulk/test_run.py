@@ -1,23 +1,29 @@
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.dataset
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mhex_core.bulk import BulkOptions, embedded, run, told
+from mhex_core.bulk import Archive, BulkOptions, RowChoice, embedded, run, told
 from mhex_core.bulk import pipeline as pipelines
 from mhex_core.bulk.job import BATCH_STEP, join, pad, padded_rows, pick
 from mhex_core.bulk.progress import Progress
+from mhex_core.files import from_cell, partial_of
 
 from .jobs import NumberJob, write_inputs
 
@@ -121,12 +127,98 @@ def test_what_is_missing_or_damaged_is_made_again(job, tmp_path, whole):
     run(job, out, options=options())
     (out / "data" / "part-000001.parquet").unlink()
     (out / "data" / "part-000003.parquet").write_bytes(b"PAR1")
-    (out / "data" / ".part-000001.parquet.0123456789ab").touch()
+    partial_of(out / "data" / "part-000001.parquet").touch()
+    partial_of(out / "manifest.json").touch()
     (out / "rejected.csv").unlink()
     summary = run(job, out, options=options(), complain=lines.append)
     assert summary.done_before == 200
     assert fingerprint(out) == whole
     assert lines == [f"{out}/data/part-000003.parquet is damaged and is made anew"]
+
+
+def test_what_others_put_there_stays(job, tmp_path, whole):
+    """Whatever it is called; an exact name of its own is what a run knows its files by."""
+    out = tmp_path / "out"
+    run(job, out, options=options())
+    theirs = [
+        ".notes.important123",
+        ".part-000001.parquet.0123456789ab",
+        ".letter.0123456789ab.mhex-partial",
+        ".ray-keep",
+    ]
+    for name in theirs:
+        (out / name).write_text("mine")
+        (out / "data" / name).write_text("mine")
+    (out / "data" / "part-000001.parquet").unlink()
+    run(job, out, options=options())
+    run(job, out, options=options(overwrite=True))
+    assert {path.read_text() for name in theirs for path in (out / name, out / "data" / name)} == {"mine"}
+    assert {name: value for name, value in fingerprint(out).items() if Path(name).name not in theirs} == whole
+    # What looks like a shard and is none is nobody's to remove, and would be read with the others.
+    (out / "data" / "part-of-my-own.parquet").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"part-of-my-own.parquet is no shard of this run.*move it elsewhere"):
+        run(job, out, options=options())
+    with pytest.raises(ValueError, match="must be empty or hold a run of this kind, got data in it"):
+        run(job, out, options=options(overwrite=True))
+    assert (out / "data" / "part-of-my-own.parquet").read_bytes() == b"mine"
+
+
+def test_a_run_over_other_inputs_is_another_run(job, inputs, tmp_path, whole, monkeypatch):
+    out = tmp_path / "out"
+    begun = replace(job, about={"input": str(inputs)})
+    run(begun, out, options=options())
+    with pytest.raises(ValueError, match=rf"holds a run over {re.escape(str(inputs))}, not elsewhere; choose another"):
+        run(replace(job, about={"input": "elsewhere"}), out, options=options())
+    monkeypatch.chdir(inputs.parent)
+    assert run(replace(job, about={"input": inputs.name}), out, options=options()).done_before == COUNT
+
+
+def test_threads_are_as_many_as_before(job, tmp_path):
+    """Of a thread that begins after a run, too, and of one that failed."""
+
+    def of_a_new_thread():
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(torch.get_num_threads).result()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert of_a_new_thread() == 3
+        run(job, tmp_path / "out", options=options())
+        assert (torch.get_num_threads(), of_a_new_thread()) == (3, 3)
+        with pytest.raises(ArithmeticError):
+            run(replace(job, fail_at=150), tmp_path / "other", options=options())
+        assert (torch.get_num_threads(), of_a_new_thread()) == (3, 3)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows.rename_columns(["line"]),
+        lambda rows: rows.set_column(0, "row", rows.column(0).cast(pa.list_(pa.float64()))),
+        lambda rows: rows.append_column("more", pa.nulls(rows.num_rows)),
+    ],
+    ids=["name", "type", "number"],
+)
+def test_columns_are_those_of_the_schema(job, tmp_path, change, monkeypatch):
+    kind = type(job.model(torch.device("cpu"), batch_size=16))
+    right = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda self, values: change(right(self, values)))
+    with pytest.raises(ValueError, match=r"the model must give the columns of the job's schema \(row: list<.*\), got"):
+        run(job, tmp_path / "out", options=options())
+
+
+def test_two_threads_do_not_write_to_one_folder(job, tmp_path, whole):
+    out = tmp_path / "out"
+    with ThreadPoolExecutor(2) as threads:
+        tries = [threads.submit(run, replace(job, think=0.02), out, options=options()) for _ in range(2)]
+        failed = [error for one in tries if (error := one.exception()) is not None]
+    (error,) = failed
+    assert "is being written to by another thread of this process" in str(error)
+    assert fingerprint(out) == whole
+    assert run(job, out, options=options()).done_before == COUNT
 
 
 def test_inputs_that_come_later_do_not_move_the_others(job, inputs, tmp_path, whole):
@@ -155,10 +247,17 @@ def test_a_model_that_raises_ends_the_run_and_loses_nothing(job, tmp_path, whole
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_reader_that_raises_ends_the_run_with_its_own_words(job, tmp_path, workers, monkeypatch):
     def raising(self, entries):
-        raise ValueError("the list lies")
+        raise kind("the list lies")
+
+    class OfALibraryError(Exception):
+        """That no other process knows."""
 
     monkeypatch.setattr(type(job.reader()), "__call__", raising)
-    with pytest.raises(ValueError, match=r"^the list lies$"):
+    for kind in (ValueError, ZeroDivisionError, AssertionError):
+        with pytest.raises(kind, match=r"^the list lies$"):
+            run(job, tmp_path / "out", options=options(workers=workers))
+    kind = OfALibraryError
+    with pytest.raises(RuntimeError, match=r"^OfALibraryError: the list lies$"):
         run(job, tmp_path / "out", options=options(workers=workers))
 
 
@@ -180,9 +279,9 @@ def test_and_be_found_dead_while_handing_over(job, tmp_path, whole, monkeypatch)
     alive, received = BaseProcess.is_alive, embedded._received
     causes = []
 
-    def watched(stream):
+    def watched(stream, heard):
         try:
-            yield from received(stream)
+            yield from received(stream, heard)
         except RuntimeError as error:
             causes.append(error.__cause__)
             raise
@@ -201,7 +300,21 @@ def test_and_be_found_dead_while_handing_over(job, tmp_path, whole, monkeypatch)
 
 
 @half_a_connection
-def test_but_not_for_ever(job, tmp_path):
+@pytest.mark.parametrize("die_at", [250, (1, 7, 250, 251)])
+def test_what_kills_every_process_that_reads_it_is_left_out_by_name(job, tmp_path, die_at):
+    out = tmp_path / "out"
+    summary = run(replace(job, die_at=die_at), out, options=options(workers=1))
+    names = {f"{number:05d}" for number in (die_at if isinstance(die_at, tuple) else (die_at,))}
+    with (out / "rejected.csv").open() as file:
+        reasons = {row["id"]: row["reason"] for row in csv.DictReader(file)}
+    assert {name for name, reason in reasons.items() if "was killed, twice" in reason} == names
+    assert (summary.rows, summary.rejected) == (COUNT - len(BAD) - len(names), len(BAD) + len(names))
+
+
+@half_a_connection
+def test_but_not_for_ever(job, tmp_path, monkeypatch):
+    """A reader that does not leave out what it is told to."""
+    monkeypatch.setattr(embedded, "_DEADLY", None)
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         run(replace(job, die_at=250), tmp_path / "out", options=options(workers=1))
     assert sorted(path.name for path in (tmp_path / "out" / "data").glob("part*"))[:1] == ["part-000000.parquet"]
@@ -299,6 +412,77 @@ def test_a_list_that_was_changed_is_noticed(job, tmp_path):
         run(job, tmp_path / "out", options=options())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"about": None}, "about must be dict, got 'None'"),
+        ({"about": {"class_names": "abc"}}, r"about\.class_names must be a list of texts, got 'abc'"),
+        ({"about": {"class_names": [1]}}, r"about\.class_names must be a list of texts"),
+        ({"settings": []}, r"settings must be dict, got '\[\]'"),
+        ({"versions": "1"}, "versions must be dict"),
+        ({"shard_size": 0}, "shard_size must be at least 1, got 0"),
+        ({"shard_size": 1e9}, "shard_size must be int"),
+        ({"inputs": -5}, "inputs must be at least 1, got -5"),
+        ({"inputs": 10**400}, "inputs must be at least 1, got 1000"),
+        ({"inputs": True}, "inputs must be"),
+        ({"digest": 5}, "digest must be"),
+        ({"columns": {"row": 3}}, "columns must name types"),
+        ({"shards": None}, "shards must be list"),
+        ({"program": ...}, "'program' is missing"),
+        ({"version": 2}, "format 'mhex-bulk', version 2"),
+    ],
+)
+def test_a_damaged_manifest_is_named(job, tmp_path, change, message):
+    out = tmp_path / "out"
+    run(job, out, options=options())
+    path = out / "manifest.json"
+    held = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({name: value for name, value in held.items() if value is not ...}))
+    for call in (lambda: run(job, out, options=options()), lambda: Archive.open(out, program="numbers")):
+        with pytest.raises(ValueError, match=rf"manifest\.json is no manifest of such a run \(.*{message}"):
+            call()
+
+
+def test_a_manifest_that_is_no_text(job, tmp_path):
+    (tmp_path / "out").mkdir()
+    for content in (b"\xff\xfe", b"[" * 10**5, b"null", b"[]", b'"format"'):
+        (tmp_path / "out" / "manifest.json").write_bytes(content)
+        with pytest.raises(ValueError, match="is no manifest of such a run"):
+            run(job, tmp_path / "out", options=options())
+
+
+def test_a_spreadsheet_sees_no_formula(job, inputs, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = ["=1+1", "+5", "-5", "@SUM", "'quoted", "plain", "\ttab"]
+    for name in names:
+        (folder / f"{name}.txt").write_text("word")
+    run(replace(job, folder=folder), tmp_path / "out", options=options())
+    with (tmp_path / "out" / "rejected.csv").open(newline="") as file:
+        cells = [row["id"] for row in csv.DictReader(file)]
+    assert [cell for cell in cells if not cell.startswith("'")] == ["plain"]
+    assert sorted(map(from_cell, cells)) == sorted(names)
+
+
+def test_a_flipped_bit_in_a_shard_is_noticed(job, inputs, tmp_path):
+    """Where rows are, checksums tell; the footer has none."""
+    out = tmp_path / "out"
+    run(job, out, options=options())
+    (path,) = (out / "data").glob("part-000000.parquet")
+    data = path.read_bytes()
+    right = pa.parquet.ParquetFile(path, page_checksum_verification=True).read()
+    archive = Archive.open(out, program="numbers")
+    places = range(4, len(data) - int.from_bytes(data[-8:-4], "little") - 8, 97)
+    for place in places:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        problem = ""
+        try:
+            read = pa.concat_tables(archive.choose(RowChoice(samples=10**4)).tables())
+        except ValueError as error:
+            problem = str(error)
+        assert "is damaged" in problem or read.slice(0, right.num_rows).equals(right), place
+
+
 def test_nothing_to_explain_is_said(job, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="nothing to explain"):
@@ -343,6 +527,8 @@ def test_too_little_space_is_said_after_the_first_shard(job, tmp_path, monkeypat
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"workers": -1}, ValueError, "workers must be at least 0, got -1"),
         ({"workers": 1.5}, TypeError, "workers must be an int or None, got float"),
+        ({"workers": 10**5}, ValueError, r"workers must be at most \d+, 4 for each processor, got 100000"),
+        ({"lanes": 10**5}, ValueError, r"lanes must be at most \d+, 4 for each processor, got 100000"),
         ({"lanes": True}, TypeError, "lanes must be an int, got bool"),
         ({"engine": "spark"}, ValueError, "engine must be one of 'embedded', 'ray', got 'spark'"),
         ({"address": "auto"}, ValueError, "address must come with the engine 'ray', got 'embedded'"),

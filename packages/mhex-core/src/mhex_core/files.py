@@ -63,6 +63,16 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def as_cell(text: str) -> str:
+    """A text for a CSV file, which no spreadsheet takes for a formula: an apostrophe goes before one that begins so."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else text
+
+
+def from_cell(text: str) -> str:
+    """The text that `as_cell` made a cell of."""
+    return text[1:] if text.startswith("'") else text
+
+
 def read_arrays(file: BinaryIO) -> dict[str, np.ndarray[Any, Any]]:
     """Read the arrays of an .npz archive, by name. No more memory is asked for than the file's own bytes can fill.
 

@@ -46,7 +46,7 @@ class PlainConfig:
         if not isinstance(self.backbone, str):
             raise TypeError(f"backbone must be a name, got {type(self.backbone).__name__}")
         _checks.positive_int("num_classes", self.num_classes)
-        if self.num_classes == 1 and not _checks.flag("multi_label", self.multi_label):
+        if not _checks.flag("multi_label", self.multi_label) and self.num_classes == 1:
             raise ValueError(f"num_classes must be at least 2 where classes exclude each other, got 1; {ONE_LOGIT}")
         object.__setattr__(self, "class_names", checked_class_names(self.class_names, self.num_classes))
         checked_preprocessing(self.preprocessing)

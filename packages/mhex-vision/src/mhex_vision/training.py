@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from mhex_core import DeepSupervisionLoss, _checks
+from mhex_core.bulk.options import at_most_processors
 from mhex_core.files import remove_partials
 from mhex_core.weights import read_weights
 from mhex_vision import checkpoint
@@ -124,6 +125,7 @@ def train(
         model.with_metadata(class_names=data.class_names, preprocessing=data.preprocessing)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
+    at_most_processors("workers", workers)
     run = _Run(model, data, recipe, Path(out), seed=seed, workers=workers, overwrite=overwrite)
     return run.finish(on_epoch)
 

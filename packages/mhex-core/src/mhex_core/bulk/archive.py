@@ -218,7 +218,7 @@ def _judged(
 
 def _opened(path: Path) -> parquet.ParquetFile:
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}; the same batch command makes it anew") from error
 

@@ -21,16 +21,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mhex_core.bulk.cluster_stages import Carried, Conductor, Layout, Marks, first_line, look
-from mhex_core.bulk.job import BulkJob
+from mhex_core.bulk.cluster_stages import Carried, Conductor, Layout, Marks, look
+from mhex_core.bulk.job import BulkJob, first_line
 from mhex_core.bulk.manifest import versions
-from mhex_core.bulk.options import BulkOptions
-from mhex_core.bulk.pipeline import cores
+from mhex_core.bulk.options import BulkOptions, cores
 from mhex_core.bulk.plan import RunPlan
 from mhex_core.bulk.progress import Progress
 from mhex_core.bulk.shards import ShardRecord
 
 _TELLER = "ray_listen_error_messages"  # Ray's thread that prints whenever a process died
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _LOOK_SECONDS = 0.2  # between two looks whether to stop
 _KNOCK_SECONDS = 10.0
 _LANES_OF_A_PROCESS = 8  # more threads would wait for one another's Python
@@ -56,7 +56,13 @@ def run_on_ray(job: BulkJob, plan: RunPlan, todo: Sequence[int], *, options: Bul
         RuntimeError: Processes died too often. What the job raises is raised as it is.
         ValueError: The cluster has no processors.
     """
-    ray = _ray()
+    with _listening_here(options.address):
+        _run(_ray(), job, plan, todo, options=options, progress=progress)
+
+
+def _run(
+    ray: Any, job: BulkJob, plan: RunPlan, todo: Sequence[int], *, options: BulkOptions, progress: Progress
+) -> None:
     if not todo:
         return
     plan = replace(plan, out=plan.out.resolve())  # processes elsewhere start in other folders
@@ -112,6 +118,22 @@ def layout_of(nodes: Sequence[Mapping[str, float]], options: BulkOptions) -> Lay
     if options.workers is not None:
         readers = max(1, options.workers)
     return Layout(actors=actors, lanes=lanes, on_gpu=gpus > 0, readers=readers)
+
+
+@contextmanager
+def _listening_here(address: str | None) -> Iterator[None]:
+    """Let a cluster of this machine alone listen on the loopback address, and not on all that the machine has.
+
+    Ray reads the setting when it is imported: whoever has imported it before has decided.
+    """
+    mine = address is None and "ray" not in sys.modules and _LOOPBACK not in os.environ
+    if mine:
+        os.environ[_LOOPBACK] = "0"
+    try:
+        yield
+    finally:
+        if mine:
+            del os.environ[_LOOPBACK]
 
 
 def _ray() -> ModuleType:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import pickle  # between processes of one run; no file of a user's
+import re
 import shutil
 import socket
 import sys
@@ -27,11 +28,12 @@ import torch
 from torch import Tensor
 
 from mhex_core.bulk.flags import SAME_BITS
-from mhex_core.bulk.job import BulkJob, Decoded, Reader
+from mhex_core.bulk.job import BulkJob, Decoded, Reader, first_line, sendable
 from mhex_core.bulk.manifest import versions
 from mhex_core.bulk.pipeline import ShardPipeline
 from mhex_core.bulk.plan import RunPlan
 from mhex_core.bulk.shards import ShardRecord
+from mhex_core.files import remove_partials
 
 READ, EXPLAIN, START = "read", "explain", "start"
 
@@ -39,6 +41,7 @@ _DEATHS = 3  # of processes over one shard; then it is the shard, not chance
 _CALLS = 2  # of an actor at once: one shard is written while the next is explained
 _WAITING = 2  # shards read ahead for an actor, beyond those
 _BUFFERED = 3  # shards a reading task holds: the one in hand, and what Ray keeps of its output
+_MARKS = re.compile(r"\.ray-[0-9a-f]{12}")  # folders of marks
 _PATIENCE = 100  # tries to remove a folder
 _TASKS = 512  # Ray takes milliseconds for each, most of them before the first one starts
 
@@ -101,8 +104,9 @@ class Marks:
 
     def make(self) -> None:
         """Begin; what a killed run left is removed."""
-        for old in self.folder.parent.glob(".ray-*"):
-            shutil.rmtree(old, ignore_errors=True)
+        for old in self.folder.parent.iterdir():
+            if _MARKS.fullmatch(old.name) and old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old, ignore_errors=True)
         self.folder.mkdir()
         self.state.write_text("go")
 
@@ -218,8 +222,7 @@ class ExplainShards:
             return _deadly("explaining", number, self._plan)
         if begun > 1:
             path = self._plan.path(number)
-            for half_written in path.parent.glob(f".{path.name}.*"):
-                half_written.unlink(missing_ok=True)
+            remove_partials(path.parent, {path.name})
         head = pickle.loads(shards.column("head")[0].as_py())  # noqa: S301 - ours, see above
         if head is None or isinstance(head, Exception):
             return head
@@ -348,21 +351,6 @@ def _deadly(doing: str, number: int, plan: RunPlan) -> RuntimeError:
         f"{doing} shard {number} (inputs {start} to {stop - 1}) ended {_DEATHS} processes; they were killed, or ran "
         "out of memory"
     )
-
-
-def sendable(error: Exception) -> Exception:
-    """The exception itself if it can be sent to another process, else one that says the same."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - just pickled
-    except Exception:  # noqa: BLE001 - a class of somebody else's may raise anything
-        return RuntimeError(f"{type(error).__name__}: {first_line(error)}")
-    return error
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, as far as its first line."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def look(state: Path, sources: list[str], wanted: Mapping[str, str]) -> str | None:

@@ -9,13 +9,13 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 from mhex_core.bulk.embedded import run_embedded
 from mhex_core.bulk.job import BulkJob
 from mhex_core.bulk.manifest import read_manifest, versions, write_manifest, write_rejected
-from mhex_core.bulk.options import BulkOptions, BulkSummary
-from mhex_core.bulk.pipeline import cores
+from mhex_core.bulk.options import BulkOptions, BulkSummary, cores
 from mhex_core.bulk.plan import (
     DATA_FOLDER,
     LISTING_FILE,
@@ -29,6 +29,7 @@ from mhex_core.bulk.plan import (
 )
 from mhex_core.bulk.progress import Interrupts, Progress, Say, size
 from mhex_core.bulk.shards import ShardRecord, committed, rejects
+from mhex_core.files import remove_partials
 
 try:
     import fcntl
@@ -37,6 +38,8 @@ except ImportError:  # Windows has none; there nobody keeps two runs apart
 
 _LOCK_FILE = ".lock"
 _OURS = (LISTING_FILE, REJECTED_FILE, MANIFEST_FILE)
+_HELD: set[Path] = set()  # folders that runs of this process write to: a lock tells processes apart, and no threads
+_HELD_LOCK = Lock()
 _SPARE = 0.02  # of the space needed, for what file systems keep to themselves
 
 
@@ -74,7 +77,7 @@ def run(
             _remove(folder)
         plan = _prepared(job, folder, options, say, complain)
         done, damaged = committed(plan)
-        _sweep(folder, damaged, complain)
+        _sweep(plan, damaged, complain)
         before = sum(stop - start for start, stop in map(plan.bounds, done))
         todo = [number for number in range(plan.shards()) if number not in done]
         if before and say is not None:
@@ -158,19 +161,28 @@ def _both(done: dict[int, ShardRecord], space: _Space) -> Callable[[ShardRecord]
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """The folder, made if need be, for this process alone."""
+    place = folder.resolve()
+    with _HELD_LOCK:
+        # Before the file is opened: closing it would end the lock that another thread has on it.
+        if place in _HELD:
+            raise OSError(f"{folder} is being written to by another thread of this process")
+        _HELD.add(place)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK_FILE).open("a")
-    except OSError as error:
-        raise OSError(f"cannot write to {folder}: {error.strerror or error}") from error
-    with lock:
         try:
-            if fcntl is not None:
-                # A lock of this process, which those it starts do not inherit and keep when it is killed.
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise OSError(f"{folder} is being written to by another process") from error
-        yield
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / _LOCK_FILE).open("a")
+        except OSError as error:
+            raise OSError(f"cannot write to {folder}: {error.strerror or error}") from error
+        with lock:
+            try:
+                if fcntl is not None:
+                    # A lock of this process, which those it starts do not inherit and keep when it is killed.
+                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                raise OSError(f"{folder} is being written to by another process") from error
+            yield
+    finally:
+        _HELD.discard(place)
 
 
 @contextmanager
@@ -189,11 +201,14 @@ def _fullness(folder: Path, done: dict[int, ShardRecord], plan: RunPlan) -> Iter
 
 def _remove(folder: Path) -> None:
     """Remove what a run left, and nothing else."""
-    if read_manifest(folder) is None:
+    found = read_manifest(folder)
+    if found is None:
         return
     # The manifest last: until then the folder is known as ours.
-    for path in (folder / DATA_FOLDER).glob("part-*.parquet"):
-        path.unlink()
+    if found["inputs"] is not None:
+        begun = RunPlan(out=folder, inputs=found["inputs"], shard_size=found["shard_size"], digest="")
+        for number in range(begun.shards()):
+            begun.path(number).unlink(missing_ok=True)
     for name in _OURS:
         (folder / name).unlink(missing_ok=True)
 
@@ -205,7 +220,8 @@ def _prepared(job: BulkJob, folder: Path, options: BulkOptions, say: Say | None,
     listing = folder / LISTING_FILE
     if found is None:
         others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        if others == [DATA_FOLDER] and (folder / DATA_FOLDER).is_dir() and not any((folder / DATA_FOLDER).iterdir()):
+        data = folder / DATA_FOLDER
+        if others == [DATA_FOLDER] and data.is_dir() and all(path.name.startswith(".") for path in data.iterdir()):
             others = []  # what was begun to be removed, and no more
         if others:
             raise ValueError(f"{folder} must be empty or hold a run of this kind, got {others[0]} in it")
@@ -225,6 +241,9 @@ def _prepared(job: BulkJob, folder: Path, options: BulkOptions, say: Say | None,
                 f"{folder} holds a run with another {other[0]} ({held!r}, not {asked!r}); choose another folder, or "
                 "overwrite"
             )
+        began, now = (about.get("input") for about in (found["about"], job.about))
+        if not _is_same_input(began, now):
+            raise ValueError(f"{folder} holds a run over {began}, not {now}; choose another folder, or overwrite")
         _compare(found["versions"], folder, complain)
         shard_size = int(found["shard_size"])
         if options.shard_size not in (None, shard_size):
@@ -249,6 +268,13 @@ def _prepared(job: BulkJob, folder: Path, options: BulkOptions, say: Say | None,
     return plan
 
 
+def _is_same_input(began: object, now: object) -> bool:
+    """Whether two runs read the same, by name or by the place that a name leads to."""
+    if began == now or not isinstance(began, str) or not isinstance(now, str):
+        return began == now
+    return Path(began).exists() and Path(began).resolve() == Path(now).resolve()
+
+
 def _compare(begun: Mapping[str, str], folder: Path, complain: Say | None) -> None:
     """Say so if what is missing will be made by other libraries than what is there."""
     for name, now in versions().items():
@@ -256,11 +282,10 @@ def _compare(begun: Mapping[str, str], folder: Path, complain: Say | None) -> No
             complain(f"{folder} was begun with {name} {begun.get(name)}; with {now} last digits may differ")
 
 
-def _sweep(folder: Path, damaged: list[Path], complain: Say | None) -> None:
+def _sweep(plan: RunPlan, damaged: list[Path], complain: Say | None) -> None:
     """Remove what a killed process left half-written, and shards that cannot be read."""
-    for place in (folder, folder / DATA_FOLDER):
-        for path in place.glob(".*.????????????"):
-            path.unlink(missing_ok=True)
+    remove_partials(plan.out, _OURS)
+    remove_partials(plan.out / DATA_FOLDER, {plan.path(number).name for number in range(plan.shards())})
     for path in damaged:
         if complain is not None:
             complain(f"{path} is damaged and is made anew")

@@ -8,6 +8,7 @@ Letters: N rows.
 
 from __future__ import annotations
 
+import pickle  # between processes of one run; no file of a user's
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -124,6 +125,21 @@ class BulkJob(Protocol):
     def model(self, device: torch.device, *, batch_size: int) -> Model:
         """The model, ready to be called on that device with up to `batch_size` rows, a multiple of `BATCH_STEP`."""
         ...
+
+
+def sendable(error: Exception) -> Exception:
+    """The exception itself if it can be sent to another process, else one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - just pickled
+    except Exception:  # noqa: BLE001 - a class of somebody else's may raise anything
+        return RuntimeError(f"{type(error).__name__}: {first_line(error)}")
+    return error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, as far as its first line."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
 
 
 BATCH_STEP = 16

@@ -13,10 +13,40 @@ from mhex_core import native
 from mhex_core.bulk.job import BulkJob
 from mhex_core.bulk.plan import DATA_FOLDER, MANIFEST_FILE, REJECTED_FILE, RunPlan
 from mhex_core.bulk.shards import Reject, ShardRecord, full_schema
-from mhex_core.files import write_atomically
+from mhex_core.files import as_cell, write_atomically
 
 FORMAT = "mhex-bulk"
 FORMAT_VERSION = 1
+
+
+_FIELDS: dict[str, tuple[Any, int | None]] = {
+    "program": (str, None),
+    "complete": (bool, None),
+    "settings": (dict, None),
+    "about": (dict, None),
+    "versions": (dict, None),
+    "shard_size": (int, 1),
+    "inputs": (int | None, 1),
+    "digest": (str | None, None),
+    "rows": (int, 0),
+    "rejected": (int, 0),
+    "columns": (dict, None),
+    "shards": (list, None),
+}
+"""What a manifest holds: the type of each value, and the least of a number."""
+
+
+def _named(kinds: Any) -> str:
+    return kinds.__name__ if isinstance(kinds, type) else str(kinds)
+
+
+def _check_about(about: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
+    """Raise unless names are texts: pages show them, and commands compare them."""
+    names = about.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"about.class_names must be a list of texts, got {str(names)[:40]!r}")
+    if not all(isinstance(kind, str) for kind in columns.values()):
+        raise ValueError(f"columns must name types, got {str(dict(columns))[:40]!r}")
 
 
 def versions() -> dict[str, str]:
@@ -36,9 +66,18 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] != FORMAT or found["version"] != FORMAT_VERSION or not isinstance(found["versions"], dict):
+        if found["format"] != FORMAT or found["version"] != FORMAT_VERSION:
             raise ValueError(f"format {found['format']!r}, version {found['version']!r}")
-    except (ValueError, KeyError, TypeError) as error:
+        for name, (kinds, least) in _FIELDS.items():
+            value = found[name]
+            if not isinstance(value, kinds) or isinstance(value, bool) is not (kinds is bool):
+                raise ValueError(f"{name} must be {_named(kinds)}, got {str(value)[:40]!r}")
+            if least is not None and value is not None and not least <= value < 1 << 53:
+                raise ValueError(f"{name} must be at least {least}, got {str(value)[:40]}")
+        _check_about(found["about"], found["columns"])
+    except KeyError as error:
+        raise ValueError(f"{path} is no manifest of such a run ({error} is missing); choose another folder") from error
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no manifest of such a run ({error}); choose another folder") from error
     return dict(found)
 
@@ -87,6 +126,8 @@ def write_rejected(out: Path, rejects: Iterable[Reject]) -> None:
         with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             table = csv.writer(file)
             table.writerow(["index", "id", "source", "reason"])
-            table.writerows([reject.index, reject.id, reject.source, reject.reason] for reject in rejects)
+            table.writerows(
+                [reject.index, *map(as_cell, (reject.id, reject.source, reject.reason))] for reject in rejects
+            )
 
     write_atomically(out / REJECTED_FILE, write)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -9,6 +10,24 @@ from typing import Literal, get_args
 from mhex_core import _checks
 
 Engine = Literal["embedded", "ray"]
+
+
+MOST_PER_PROCESSOR = 4
+
+
+def at_most_processors(name: str, count: object) -> None:
+    """Raise if more processes or threads are asked for than processors could do with."""
+    most = MOST_PER_PROCESSOR * cores()
+    if isinstance(count, int) and count > most:
+        raise ValueError(f"{name} must be at most {most}, {MOST_PER_PROCESSOR} for each processor, got {count}")
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux knows
+        return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +61,8 @@ class BulkOptions:
         for name in ("shard_size", "lanes"):
             if getattr(self, name) is not None:
                 _checks.positive_int(name, getattr(self, name))
+        for name in ("lanes", "workers"):
+            at_most_processors(name, getattr(self, name))
         if self.workers is not None:
             if isinstance(self.workers, bool) or not isinstance(self.workers, int):
                 raise TypeError(f"workers must be an int or None, got {type(self.workers).__name__}")

@@ -9,7 +9,6 @@ Letters: N rows.
 from __future__ import annotations
 
 import ctypes
-import os
 import queue
 import threading
 import time
@@ -17,24 +16,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 import torch
 
 from mhex_core.bulk.job import BATCH_STEP, BulkJob, Decoded, Model, Values, join, pad, padded_rows, pick
+from mhex_core.bulk.options import cores
 from mhex_core.bulk.plan import RunPlan
 from mhex_core.bulk.shards import ShardRecord, ShardWriter
 
 _WRITERS = 4  # more shards than that are never under way at once
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # only Linux knows
-        return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -92,6 +84,7 @@ class ShardPipeline:
         if devices[0].type == "cpu":
             devices *= cores() if lanes is None else lanes
         self._devices = devices
+        self._threads_before = _threads_of_others()
         self._lanes = _Lanes(job, devices, -(-batch_size // BATCH_STEP) * BATCH_STEP)
         # As many as keep every lane busy while one waits to be written; this is what bounds memory.
         self._slots = threading.Semaphore(2 * len(devices) + 2)
@@ -113,6 +106,8 @@ class ShardPipeline:
     def __exit__(self, *_: object) -> None:
         self._lanes.stop()
         self._writers.shutdown(wait=True, cancel_futures=True)
+        # What a lane sets counts for every thread that begins later.
+        _in_a_thread(torch.set_num_threads, self._threads_before)
 
     def submit(
         self,
@@ -252,6 +247,16 @@ def give_back() -> None:
     pa.default_memory_pool().release_unused()
     with suppress(OSError, AttributeError):  # other systems have no such call
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _threads_of_others() -> int:
+    """How many threads torch gives to a thread that begins now."""
+    return int(_in_a_thread(torch.get_num_threads))
+
+
+def _in_a_thread(call: Callable[..., Any], *arguments: Any) -> Any:
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call, *arguments).result()
 
 
 def _settle(on_cpu: bool) -> None:

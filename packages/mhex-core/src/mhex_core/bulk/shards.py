@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pyarrow import parquet
 
 from mhex_core.bulk.job import OWN_COLUMNS
 from mhex_core.bulk.plan import DATA_FOLDER, RunPlan
+from mhex_core.files import partial_of
 
 _FOOTER = b"mhex"
 _GROUP_BYTES = 16 * 2**20  # of a row group, uncompressed; what a writer holds at most
@@ -99,7 +99,7 @@ class ShardWriter:
         self._plan, self._number, self._entries = plan, number, entries
         self._start = plan.bounds(number)[0]
         self._path = plan.path(number)
-        self._temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(6)}")
+        self._temporary = partial_of(self._path)
         self._schema = full_schema(schema)
         self._group = rows_of_group(row_bytes)
         flat = [field.name for field in self._schema if not pa.types.is_nested(field.type)]
@@ -112,6 +112,7 @@ class ShardWriter:
                 use_dictionary=texts,
                 write_statistics=flat,
                 column_encoding=dict(encodings(self._schema)),
+                write_page_checksum=True,
                 **_COMPRESSION,
             )
         except BaseException:
@@ -142,6 +143,12 @@ class ShardWriter:
             in_order: Whether these come after all that were added, as everything after them will. Otherwise they are
                 kept until the end and sorted then.
         """
+        wanted = list(self._schema)[len(OWN_COLUMNS) :]
+        if [(field.name, field.type) for field in rows.schema] != [(field.name, field.type) for field in wanted]:
+            asked, given = (
+                ", ".join(f"{field.name}: {field.type}" for field in fields) for fields in (wanted, rows.schema)
+            )
+            raise ValueError(f"the model must give the columns of the job's schema ({asked}), got {given}")
         index = pa.array([self._start + place for place in places], pa.int64())
         chosen = self._entries.take(pa.array(places, pa.int64()))
         columns = [index, chosen.column("id"), chosen.column("source"), *rows.columns]
@@ -218,10 +225,10 @@ class ShardWriter:
 
 
 def committed(plan: RunPlan) -> tuple[dict[int, ShardRecord], list[Path]]:
-    """The shards that are done, and the files that claim to be and cannot be read.
+    """The shards that are done, and the files of others that cannot be read.
 
     Raises:
-        ValueError: A shard belongs to another run.
+        ValueError: A shard belongs to another run, or a file looks like one and is none.
     """
     folder = plan.out / DATA_FOLDER
     names = sorted(path for path in folder.glob("part-*.parquet") if path.is_file())
@@ -230,11 +237,13 @@ def committed(plan: RunPlan) -> tuple[dict[int, ShardRecord], list[Path]]:
     damaged: list[Path] = []
     with ThreadPoolExecutor(8) as readers:
         for path, found in zip(names, readers.map(_footer, names), strict=True):
-            if found is None:
+            number = wanted.get(path.name)
+            if found is None and number is not None:
                 damaged.append(path)
                 continue
+            if found is None:
+                raise ValueError(f"{path} is no shard of this run, and was not made by it; move it elsewhere")
             digest, rows, rejects, size = found
-            number = wanted.get(path.name)
             if digest != plan.digest or number is None:
                 raise ValueError(f"{path} belongs to another run; choose another folder, or overwrite")
             done[number] = ShardRecord(number=number, rows=rows, rejected=len(rejects), bytes=size)
